@@ -1,0 +1,131 @@
+"""Builds the C++/CUDA libraries with CMake and ninja; everything else is in pyproject.toml.
+
+Environment: SKINFAST_CUDA=AUTO|ON|OFF, TORCH_CUDA_ARCH_LIST ("8.0;9.0a+PTX"), MAX_JOBS,
+SKINFAST_STRICT=ON (warnings and register spills are errors).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+# What one nvcc and one g++ need at their peak, generously.
+GIB_PER_CUDA_JOB = 3.0
+GIB_PER_JOB = 1.0
+
+
+def find_torch() -> Path | None:
+    """The folder of an installed torch, without importing it.
+
+    pip's isolated build environment hides the site-packages of the environment that it installs
+    into. The headers and libraries of the torch found there serve as well as a fresh download of
+    several gigabytes: the stable ABI makes the result independent of torch's version.
+    """
+    folders = [*sys.path, sysconfig.get_path("platlib"), *site.getsitepackages()]
+    for folder in folders:
+        torch = Path(folder) / "torch"
+        if (torch / "version.py").is_file() and (torch / "include").is_dir():
+            return torch
+    return None
+
+
+def torch_facts(torch: Path) -> tuple[str, str]:
+    """Version of torch, and the CUDA version it was built for ("" for a CPU build)."""
+    text = (torch / "version.py").read_text()
+    version = re.search(r"__version__ = '([^']+)'", text)
+    cuda = re.search(r"^cuda(?:: [^=]+)? = '([^']+)'", text, re.MULTILINE)
+    return version[1] if version else "unknown", cuda[1] if cuda else ""
+
+
+def cuda_architectures(arch_list: str) -> str:
+    """TORCH_CUDA_ARCH_LIST ("8.0;9.0a+PTX") as CMake's list ("80-real;90a-real;90a-virtual")."""
+    architectures = []
+    for item in re.split(r"[;, ]+", arch_list.strip()):
+        match = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", item)
+        if not match:
+            raise SystemExit(
+                f"TORCH_CUDA_ARCH_LIST has {item!r}; it needs entries such as 8.0, 9.0a or 9.0+PTX"
+            )
+        number = match[1] + match[2]
+        architectures.append(f"{number}-real")
+        if match[3]:
+            architectures.append(f"{number}-virtual")
+    return ";".join(architectures)
+
+
+def jobs() -> tuple[int, int]:
+    """Compilers at once, and how many of them nvcc: as many as cores and free memory allow."""
+    free_gib = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    wanted = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    at_once = max(1, min(wanted, int(free_gib / GIB_PER_JOB)))
+    return at_once, max(1, min(at_once, int(free_gib / GIB_PER_CUDA_JOB)))
+
+
+class CMakeBuild(build_ext):
+    """Configure, build and install CMakeLists.txt into the package folder."""
+
+    def run(self) -> None:
+        torch = find_torch()
+        if torch is None:
+            raise SystemExit(
+                "skinfast: torch was not found; run `pip install torch`, then install again"
+            )
+        version, cuda = torch_facts(torch)
+        at_once, cuda_at_once = jobs()
+        package = Path(self.get_ext_fullpath("skinfast._ops")).resolve().parent
+        # One build folder for each torch and Python: a change of either must not meet old objects.
+        name = f"{version}-{sysconfig.get_python_version()}".replace("+", "-")
+        build = ROOT / "build" / name
+        options = {
+            "CMAKE_INSTALL_PREFIX": package,
+            "SKINFAST_TORCH_DIR": torch,
+            "SKINFAST_TORCH_VERSION": version,
+            "SKINFAST_TORCH_CUDA": cuda,
+            "SKINFAST_CUDA": os.environ.get("SKINFAST_CUDA", "AUTO").upper(),
+            "SKINFAST_CUDA_JOBS": cuda_at_once,
+            "SKINFAST_STRICT": os.environ.get("SKINFAST_STRICT", "OFF"),
+            "Python_EXECUTABLE": sys.executable,
+            "pybind11_DIR": self.pybind11_cmake_dir(),
+        }
+        if arch_list := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+            options["CMAKE_CUDA_ARCHITECTURES"] = cuda_architectures(arch_list)
+        cmake = shutil.which("cmake") or "cmake"
+        configure = [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja"]
+        self.call([*configure, *(f"-D{key}={value}" for key, value in options.items())])
+        self.call([cmake, "--build", str(build), "--parallel", str(at_once)])
+        self.call([cmake, "--install", str(build)])
+
+    @staticmethod
+    def pybind11_cmake_dir() -> str:
+        import pybind11
+
+        return pybind11.get_cmake_dir()
+
+    @staticmethod
+    def call(command: list[str]) -> None:
+        try:
+            subprocess.run(command, check=True)
+        except FileNotFoundError as error:
+            raise SystemExit("skinfast: cmake was not found; run `pip install cmake ninja`") from error
+        except subprocess.CalledProcessError as error:
+            raise SystemExit(f"skinfast: the build stopped; see the message above ({error})") from None
+
+
+setup(
+    # Two outputs of one CMake run; no sources, so that setuptools leaves the compiling to it.
+    ext_modules=[Extension("skinfast._host", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+    # pip asks for this (by egg_info) before an isolated build: torch is downloaded only where
+    # there is none.
+    setup_requires=["torch>=2.10"] if "egg_info" in sys.argv and not find_torch() else [],
+)
