@@ -31,27 +31,26 @@ namespace skinfast {
 namespace {
 
 Tensor add_relu_cpu(const Tensor& x, const Tensor& residual) {
-  return add_relu_host(
-      "add_relu", "x", x, "residual", residual,
-      [](const Tensor& x, const Tensor& residual, const Tensor& output) {
-        parallel_for(x.numel(), kElementGrain, [&](int64_t begin, int64_t end) {
-          SKINFAST_KERNEL(add_relu)
-          (dtype_of(x), x.const_data_ptr(), residual.const_data_ptr(), output.mutable_data_ptr(),
-           begin, end);
-        });
-      });
+  return add_relu_host("add_relu", "x", x, "residual", residual,
+                       [](const Tensor& x, const Tensor& residual, const Tensor& output) {
+                         parallel_for(x.numel(), kElementGrain, [&](int64_t begin, int64_t end) {
+                           SKINFAST_KERNEL(add_relu)
+                           (dtype_of(x), x.const_data_ptr(), residual.const_data_ptr(),
+                            output.mutable_data_ptr(), begin, end);
+                         });
+                       });
 }
 
 Tensor add_relu_backward_cpu(const Tensor& grad_output, const Tensor& output) {
-  return add_relu_host(
-      "add_relu_backward", "output", output, "grad_output", grad_output,
-      [](const Tensor& output, const Tensor& grad_output, const Tensor& grad) {
-        parallel_for(output.numel(), kElementGrain, [&](int64_t begin, int64_t end) {
-          SKINFAST_KERNEL(add_relu_backward)
-          (dtype_of(output), output.const_data_ptr(), grad_output.const_data_ptr(),
-           grad.mutable_data_ptr(), begin, end);
-        });
-      });
+  return add_relu_host("add_relu_backward", "output", output, "grad_output", grad_output,
+                       [](const Tensor& output, const Tensor& grad_output, const Tensor& grad) {
+                         parallel_for(
+                             output.numel(), kElementGrain, [&](int64_t begin, int64_t end) {
+                               SKINFAST_KERNEL(add_relu_backward)
+                               (dtype_of(output), output.const_data_ptr(),
+                                grad_output.const_data_ptr(), grad.mutable_data_ptr(), begin, end);
+                             });
+                       });
 }
 
 }  // namespace

@@ -28,8 +28,7 @@ __device__ __forceinline__ void elementwise(const T* __restrict__ first,
 
 template <typename T, int kWidth>
 __global__ void add_relu_kernel(const T* x, const T* residual, T* output, int64_t count) {
-  elementwise<T, kWidth>(x, residual, output, count,
-                         [](T a, T b) { return add_relu_value(a, b); });
+  elementwise<T, kWidth>(x, residual, output, count, [](T a, T b) { return add_relu_value(a, b); });
 }
 
 template <typename T, int kWidth>
@@ -53,32 +52,31 @@ void launch_elementwise(Kernel wide, Kernel narrow, const Tensor& first, const T
 }
 
 Tensor add_relu_cuda(const Tensor& x, const Tensor& residual) {
-  return add_relu_host(
-      "add_relu", "x", x, "residual", residual,
-      [](const Tensor& x, const Tensor& residual, const Tensor& output) {
-        const DeviceGuard guard(x.get_device_index());
-        SKINFAST_CUDA_DISPATCH(dtype_of(x), T, {
-          launch_elementwise<T>(&add_relu_kernel<T, kVectorWidth<T>>, &add_relu_kernel<T, 1>, x,
-                                residual, output);
-        });
-      });
+  return add_relu_host("add_relu", "x", x, "residual", residual,
+                       [](const Tensor& x, const Tensor& residual, const Tensor& output) {
+                         const DeviceGuard guard(x.get_device_index());
+                         SKINFAST_CUDA_DISPATCH(dtype_of(x), T, {
+                           launch_elementwise<T>(&add_relu_kernel<T, kVectorWidth<T>>,
+                                                 &add_relu_kernel<T, 1>, x, residual, output);
+                         });
+                       });
 }
 
 Tensor add_relu_backward_cuda(const Tensor& grad_output, const Tensor& output) {
-  return add_relu_host(
-      "add_relu_backward", "output", output, "grad_output", grad_output,
-      [](const Tensor& output, const Tensor& grad_output, const Tensor& grad) {
-        const DeviceGuard guard(output.get_device_index());
-        SKINFAST_CUDA_DISPATCH(dtype_of(output), T, {
-          launch_elementwise<T>(&add_relu_backward_kernel<T, kVectorWidth<T>>,
-                                &add_relu_backward_kernel<T, 1>, output, grad_output, grad);
-        });
-      });
+  return add_relu_host("add_relu_backward", "output", output, "grad_output", grad_output,
+                       [](const Tensor& output, const Tensor& grad_output, const Tensor& grad) {
+                         const DeviceGuard guard(output.get_device_index());
+                         SKINFAST_CUDA_DISPATCH(dtype_of(output), T, {
+                           launch_elementwise<T>(&add_relu_backward_kernel<T, kVectorWidth<T>>,
+                                                 &add_relu_backward_kernel<T, 1>, output,
+                                                 grad_output, grad);
+                         });
+                       });
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(skinfast, CUDA, m) {
+SKINFAST_CUDA_LIBRARY_IMPL(m) {
   m.impl("add_relu", TORCH_BOX(&add_relu_cuda));
   m.impl("add_relu_backward", TORCH_BOX(&add_relu_backward_cuda));
 }

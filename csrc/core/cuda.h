@@ -1,20 +1,28 @@
 // Launching CUDA kernels: the stream, the grid, one wrapper for every launch.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <cstdint>
 
 #include "core/scalar.h"
 #include "core/tensor.h"
 
+#if defined(SKINFAST_EMULATION)
+#include "emulation.h"  // tests/emulation: the execution model on the CPU
+#else
+#include <cuda_runtime.h>
+
+// An op's CUDA registration: SKINFAST_CUDA_LIBRARY_IMPL(m) { m.impl("x", TORCH_BOX(&x_cuda)); }
+#define SKINFAST_CUDA_LIBRARY_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(skinfast, CUDA, m)
+
+// The block's dynamic shared memory, 16-byte aligned, as `type name[]`.
+#define SKINFAST_DYNAMIC_SHARED(type, name)                     \
+  extern __shared__ __align__(16) unsigned char name##_bytes[]; \
+  type* name = reinterpret_cast<type*>(name##_bytes)
+
 namespace skinfast {
 
 using torch::stable::accelerator::DeviceGuard;
-
-constexpr int kThreads = 256;
-constexpr int kWarpSize = 32;
 
 inline cudaStream_t current_stream(const Tensor& tensor) {
   void* stream = nullptr;
@@ -27,9 +35,19 @@ inline cudaStream_t current_stream(const Tensor& tensor) {
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
             cudaStream_t stream, Arguments... arguments) {
+  // clang-format off
   kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
+  // clang-format on
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
+
+}  // namespace skinfast
+#endif
+
+namespace skinfast {
+
+constexpr int kThreads = 256;
+constexpr int kWarpSize = 32;
 
 // Blocks for a grid-stride loop over `count` items: enough to fill any present GPU several times,
 // few enough that the loop amortises a block's start.

@@ -35,14 +35,11 @@ const char* isa_name(Isa isa);
   __VA_ARGS__;                       \
   }
 // A pointer to the kernel for this CPU.
-#define SKINFAST_KERNEL(name)                                        \
-  (::skinfast::cpu_isa() == ::skinfast::Isa::kAvx512Bf16             \
-       ? &::skinfast::avx512_bf16::name                              \
-       : ::skinfast::cpu_isa() == ::skinfast::Isa::kAvx512           \
-             ? &::skinfast::avx512::name                             \
-             : ::skinfast::cpu_isa() == ::skinfast::Isa::kAvx2       \
-                   ? &::skinfast::avx2::name                         \
-                   : &::skinfast::baseline::name)
+#define SKINFAST_KERNEL(name)                                                             \
+  (::skinfast::cpu_isa() == ::skinfast::Isa::kAvx512Bf16 ? &::skinfast::avx512_bf16::name \
+   : ::skinfast::cpu_isa() == ::skinfast::Isa::kAvx512   ? &::skinfast::avx512::name      \
+   : ::skinfast::cpu_isa() == ::skinfast::Isa::kAvx2     ? &::skinfast::avx2::name        \
+                                                         : &::skinfast::baseline::name)
 #else
 #define SKINFAST_DECLARE_KERNEL(...) \
   namespace baseline {               \
@@ -53,20 +50,20 @@ const char* isa_name(Isa isa);
 
 // Inside a kernel: call `body` with a value of the storage type that `dtype` names.
 // float16 has no CPU kernels; the host function has refused it before.
-#define SKINFAST_CPU_DISPATCH(dtype, T, ...)    \
-  do {                                          \
-    switch (dtype) {                            \
-      case ::skinfast::DType::kFloat: {         \
-        using T = float;                        \
-        __VA_ARGS__                             \
-      } break;                                  \
-      case ::skinfast::DType::kDouble: {        \
-        using T = double;                       \
-        __VA_ARGS__                             \
-      } break;                                  \
-      default: {                                \
-        using T = ::skinfast::BFloat16;         \
-        __VA_ARGS__                             \
-      } break;                                  \
-    }                                           \
+#define SKINFAST_CPU_DISPATCH(dtype, T, ...) \
+  do {                                       \
+    switch (dtype) {                         \
+      case ::skinfast::DType::kFloat: {      \
+        using T = float;                     \
+        __VA_ARGS__                          \
+      } break;                               \
+      case ::skinfast::DType::kDouble: {     \
+        using T = double;                    \
+        __VA_ARGS__                          \
+      } break;                               \
+      default: {                             \
+        using T = ::skinfast::BFloat16;      \
+        __VA_ARGS__                          \
+      } break;                               \
+    }                                        \
   } while (false)

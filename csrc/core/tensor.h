@@ -24,9 +24,9 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // Throw a RuntimeError whose message is the remaining arguments, streamed.
-#define SKINFAST_CHECK(condition, ...)                      \
-  do {                                                      \
-    if (!(condition)) ::skinfast::fail(__VA_ARGS__);        \
+#define SKINFAST_CHECK(condition, ...)               \
+  do {                                               \
+    if (!(condition)) ::skinfast::fail(__VA_ARGS__); \
   } while (false)
 
 template <typename... Args>
@@ -71,8 +71,8 @@ inline const char* dtype_name(ScalarType dtype) {
 
 inline void check_floating(const char* op, const char* name, const Tensor& tensor) {
   const ScalarType dtype = tensor.scalar_type();
-  const bool common = dtype == ScalarType::Float || dtype == ScalarType::Double ||
-                      dtype == ScalarType::BFloat16;
+  const bool common =
+      dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16;
   if (tensor.is_cuda()) {
     SKINFAST_CHECK(common || dtype == ScalarType::Half, op, ": ", name, " has dtype ",
                    dtype_name(dtype), "; it needs float32, float64, bfloat16 or float16");
@@ -96,9 +96,9 @@ inline void check_same_dtype(const char* op, const char* name, const Tensor& ten
 
 inline void check_same_device(const char* op, const char* name, const Tensor& tensor,
                               const char* other_name, const Tensor& other) {
-  SKINFAST_CHECK(tensor.is_cuda() == other.is_cuda() &&
-                     tensor.get_device_index() == other.get_device_index(),
-                 op, ": ", name, " and ", other_name, " are on different devices; move one with .to()");
+  SKINFAST_CHECK(
+      tensor.is_cuda() == other.is_cuda() && tensor.get_device_index() == other.get_device_index(),
+      op, ": ", name, " and ", other_name, " are on different devices; move one with .to()");
 }
 
 inline void check_shape(const char* op, const char* name, const Tensor& tensor,

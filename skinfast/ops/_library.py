@@ -32,7 +32,11 @@ def layout_of(x: Tensor) -> torch.memory_format:
 
     The twin of ``layout_of`` in csrc/core/tensor.h, for the fake kernels.
     """
-    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+    if (
+        x.dim() == 4
+        and not x.is_contiguous()
+        and x.is_contiguous(memory_format=torch.channels_last)
+    ):
         return torch.channels_last
     return torch.contiguous_format
 
@@ -40,9 +44,7 @@ def layout_of(x: Tensor) -> torch.memory_format:
 def empty_in_layout_of(x: Tensor, shape: Any = None, dtype: torch.dtype | None = None) -> Tensor:
     """An empty tensor of ``shape`` (default: that of x) in the layout that an op on x returns."""
     shape = x.shape if shape is None else shape
-    return torch.empty(
-        shape, dtype=dtype or x.dtype, device=x.device, memory_format=layout_of(x)
-    )
+    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=layout_of(x))
 
 
 def refuse_double_backward(op: str) -> None:
@@ -96,9 +98,9 @@ def _register_autocast(
             arguments = [
                 a.to(dtype) if i in positions and _castable(a) else a for i, a in enumerate(args)
             ]
-            keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
-                torch._C.DispatchKey.AutocastCUDA
-            )
+            keys = torch._C.DispatchKeySet(
+                torch._C.DispatchKey.AutocastCPU
+            ) | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
             with torch._C._ExcludeDispatchKeyGuard(keys):
                 return overload(*arguments, **kwargs)
 

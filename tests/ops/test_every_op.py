@@ -55,9 +55,7 @@ def test_gradient_is_the_derivative(case):
 
 def _small(module, dtype):
     samples = list(module.sample_inputs("cpu", dtype))
-    return min(
-        (s for s in samples if s.args[0].numel() > 0), key=lambda s: s.args[0].numel()
-    )
+    return min((s for s in samples if s.args[0].numel() > 0), key=lambda s: s.args[0].numel())
 
 
 @pytest.mark.parametrize(
@@ -109,7 +107,9 @@ def test_passes_nan_and_infinity_through_as_pytorch_does(case):
         return tensor
 
     first, *rest = sample.args
-    spoiled = sample._replace(args=(spoil(first), *(r.detach() if isinstance(r, torch.Tensor) else r for r in rest)))
+    spoiled = sample._replace(
+        args=(spoil(first), *(r.detach() if isinstance(r, torch.Tensor) else r for r in rest))
+    )
     actual = outputs_and_gradients(getattr(module, name), spoiled)["output 0"]
     expected = outputs_and_gradients(module.reference, to_dtype(spoiled, dtype))["output 0"]
     assert torch.equal(actual.isnan(), expected.isnan())
@@ -148,9 +148,10 @@ def declared_ops():
 def test_every_declared_op_is_registered_with_a_fake_kernel(name):
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     assert has(f"skinfast::{name}", "CPU")
-    assert has(f"skinfast::{name}", "Meta") or torch._library.simple_registry.singleton.find(
-        f"skinfast::{name}"
-    ).fake_impl.kernel
+    assert (
+        has(f"skinfast::{name}", "Meta")
+        or torch._library.simple_registry.singleton.find(f"skinfast::{name}").fake_impl.kernel
+    )
     if testing.has_cuda_kernels():
         assert has(f"skinfast::{name}", "CUDA")
 
