@@ -7,6 +7,17 @@
 #endif
 
 STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
+  m.def(
+      "conv2d_relu(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, "
+      "int[2] dilation, int groups) -> Tensor");
+  m.def(
+      "conv2d_relu_backward(Tensor grad_output, Tensor output, Tensor input, Tensor weight, "
+      "int[2] stride, int[2] padding, int[2] dilation, int groups, bool want_input, "
+      "bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
+  m.def("linear_relu(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
+  m.def(
+      "linear_relu_backward(Tensor grad_output, Tensor output, Tensor input, Tensor weight, "
+      "bool want_input, bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
   m.def("add_relu(Tensor x, Tensor residual) -> Tensor");
   m.def("add_relu_backward(Tensor grad_output, Tensor output) -> Tensor");
 }
