@@ -130,7 +130,7 @@ FourTensors batch_norm_forward_host(const BatchNormInputs& in, const Launch& lau
   const OptionalTensor bias = in_statistics_dtype(in.bias, x);
   const OptionalTensor running_mean = in_statistics_dtype(in.running_mean, x);
   const OptionalTensor running_var = in_statistics_dtype(in.running_var, x);
-  const Tensor scale = new_vector(x, 1), shift = new_vector(x, 1);
+  const Tensor coefficients = new_vector(x, 2);
   BatchNormForward forward{
       .shape = shape_in_memory(x, layout),
       .x = x.const_data_ptr(),
@@ -145,8 +145,7 @@ FourTensors batch_norm_forward_host(const BatchNormInputs& in, const Launch& lau
       .mask = in.relu ? static_cast<uint8_t*>(mask.mutable_data_ptr()) : nullptr,
       .mean = mean.mutable_data_ptr(),
       .variance = variance.mutable_data_ptr(),
-      .scale = scale.mutable_data_ptr(),
-      .shift = shift.mutable_data_ptr(),
+      .coefficients = coefficients.mutable_data_ptr(),
       .partials = nullptr,
   };
   launch(forward, x);

@@ -32,13 +32,12 @@ struct BatchNormForward {
   const void* running_var;   // A, where not training
   double eps;
   bool training;
-  void* output;    // T [rows, columns]
-  uint8_t* mask;   // bit i % 8 of byte i / 8: element i passes the gradient; null without ReLU
-  void* mean;      // A
-  void* variance;  // A, divided by the count: what normalises
-  void* scale;     // A, workspace
-  void* shift;     // A, workspace
-  void* partials;  // A, workspace: the moments of parts of each channel
+  void* output;        // T [rows, columns]
+  uint8_t* mask;       // bit i % 8 of byte i / 8: element i passes the gradient; null without ReLU
+  void* mean;          // A
+  void* variance;      // A, divided by the count: what normalises
+  void* coefficients;  // A [2, C], workspace
+  void* partials;      // A, workspace: the moments of parts of each channel
 };
 
 struct BatchNormBackward {
@@ -110,8 +109,9 @@ SKINFAST_HOST_DEVICE void set_forward_channel(const BatchNormForward& a, int64_t
   const double weight = value_or(static_cast<const A*>(a.weight), channel, 1.0);
   static_cast<A*>(a.mean)[channel] = static_cast<A>(mean);
   static_cast<A*>(a.variance)[channel] = static_cast<A>(variance);
-  static_cast<A*>(a.scale)[channel] = static_cast<A>(weight * inverse_deviation(variance, a.eps));
-  static_cast<A*>(a.shift)[channel] =
+  A* coefficients = static_cast<A*>(a.coefficients) + channel;
+  coefficients[0] = static_cast<A>(weight * inverse_deviation(variance, a.eps));
+  coefficients[a.shape.channels] =
       static_cast<A>(value_or(static_cast<const A*>(a.bias), channel, 0.0));
 }
 
@@ -181,5 +181,8 @@ SKINFAST_DECLARE_KERNEL(void batch_norm_apply(DType dtype, const BatchNormForwar
                                               int64_t end))
 SKINFAST_DECLARE_KERNEL(void batch_norm_apply_backward(DType dtype, const BatchNormBackward& a,
                                                        int64_t begin, int64_t end))
+
+SKINFAST_DECLARE_KERNEL(void batch_norm_spread(DType dtype, const BatchNormShape& shape,
+                                               const void* values, int64_t planes, void* columns))
 
 }  // namespace skinfast

@@ -51,13 +51,14 @@ void apply_chunk(const BatchNormForward& a, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
   A means[kChunk], scales[kChunk], shifts[kChunk];
   for_each_piece(a.shape, begin, end, [&](int64_t i, int64_t column, int64_t count) {
-    const auto values = [&](const void* vector, A* buffer) {
-      return per_column(static_cast<const A*>(vector), a.shape.group, column, count, buffer);
+    const auto values = [&](const A* vector, A* buffer) {
+      return per_column(vector, a.shape.group, column, count, buffer);
     };
-    apply_piece<T, kResidual, kRelu>(static_cast<const T*>(a.x) + i,
-                                     kResidual ? static_cast<const T*>(a.residual) + i : nullptr,
-                                     values(a.mean, means), values(a.scale, scales),
-                                     values(a.shift, shifts), static_cast<T*>(a.output) + i, count);
+    const A* coefficients = static_cast<const A*>(a.coefficients);
+    apply_piece<T, kResidual, kRelu>(
+        static_cast<const T*>(a.x) + i, kResidual ? static_cast<const T*>(a.residual) + i : nullptr,
+        values(static_cast<const A*>(a.mean), means), values(coefficients, scales),
+        values(coefficients + a.shape.channels, shifts), static_cast<T*>(a.output) + i, count);
   });
   if (kRelu) {
     write_mask(static_cast<const T*>(a.output) + begin, end - begin, a.mask + begin / 8);
@@ -131,6 +132,18 @@ void batch_norm_apply_backward(DType dtype, const BatchNormBackward& a, int64_t 
   });
 }
 
+void batch_norm_spread(DType dtype, const BatchNormShape& shape, const void* values, int64_t planes,
+                       void* columns) {
+  SKINFAST_CPU_DISPATCH(dtype, T, {
+    using A = accumulate_t<T>;
+    A* column = static_cast<A*>(columns);
+    for (int64_t i = 0; i < planes * shape.channels; ++i) {
+      const A value = static_cast<const A*>(values)[i];
+      for (int64_t k = 0; k < shape.group; ++k) *column++ = value;
+    }
+  });
+}
+
 }  // namespace skinfast::SKINFAST_ISA
 
 #ifdef SKINFAST_HOST_CODE
@@ -139,6 +152,8 @@ void batch_norm_apply_backward(DType dtype, const BatchNormBackward& a, int64_t 
 
 namespace skinfast {
 namespace {
+
+constexpr int64_t kSmallMap = 32;
 
 // Reduce tiles, combine them channel by channel, apply in chunks: reduce, combine, apply are the
 // kernels on a range of these.
@@ -158,8 +173,28 @@ void combine_tiles(const Call& call, const Tensor& x, Kernel combine) {
                [&](int64_t begin, int64_t end) { combine(dtype_of(x), call, begin, end); });
 }
 
+// values [planes, C], each channel's value repeated for its columns: [planes, columns]
+Tensor spread(const BatchNormShape& shape, const Tensor& x, const void* values, int64_t planes) {
+  const Tensor columns = new_vector(x, planes * shape.group);
+  SKINFAST_KERNEL(batch_norm_spread)
+  (dtype_of(x), shape, values, planes, columns.mutable_data_ptr());
+  return columns;
+}
+
+// call.coefficients are [planes, C].
 template <typename Call, typename Kernel>
-void apply_chunks(const Call& call, const Tensor& x, Kernel apply) {
+void apply_chunks(Call call, const Tensor& x, int64_t planes, Kernel apply) {
+  const BatchNormShape shape = call.shape;
+  OptionalTensor mean, coefficients;
+  // Maps of a few pixels would have the kernel look up a channel for every few elements: there,
+  // where the rows are many enough to pay for it, each column becomes a channel of its own.
+  if (shape.group > 1 && shape.group <= kSmallMap && shape.rows >= kSmallMap) {
+    mean = spread(shape, x, call.mean, 1);
+    coefficients = spread(shape, x, call.coefficients, planes);
+    call.mean = mean->mutable_data_ptr();
+    call.coefficients = coefficients->mutable_data_ptr();
+    call.shape = {shape.rows, shape.columns, shape.columns, 1};
+  }
   parallel_for(ceil_divide(x.numel(), kChunk), kElementGrain / kChunk,
                [&](int64_t begin, int64_t end) {
                  apply(dtype_of(x), call, begin * kChunk, std::min(end * kChunk, x.numel()));
@@ -220,7 +255,7 @@ FourTensors batch_norm_forward_cpu(const BatchNormInputs& inputs) {
     call.partials = partials.mutable_data_ptr();
     if (call.training) reduce_tiles(call, x, SKINFAST_KERNEL(batch_norm_reduce));
     combine_tiles(call, x, SKINFAST_KERNEL(batch_norm_combine));
-    apply_chunks(call, x, SKINFAST_KERNEL(batch_norm_apply));
+    apply_chunks(call, x, 2, SKINFAST_KERNEL(batch_norm_apply));
   });
 }
 
@@ -231,7 +266,7 @@ FourTensors batch_norm_backward_cpu(const BatchNormBackwardInputs& inputs) {
     reduce_tiles(call, x, SKINFAST_KERNEL(batch_norm_reduce_backward));
     combine_tiles(call, x, SKINFAST_KERNEL(batch_norm_combine_backward));
     if (call.grad_x == nullptr) return;
-    apply_chunks(call, x, SKINFAST_KERNEL(batch_norm_apply_backward));
+    apply_chunks(call, x, 3, SKINFAST_KERNEL(batch_norm_apply_backward));
   });
 }
 

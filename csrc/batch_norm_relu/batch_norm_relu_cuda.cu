@@ -1,4 +1,5 @@
-#include "batch_norm_relu/batch_norm_cuda_kernels.h"
+#include "batch_norm_relu/batch_norm_cuda_apply.h"
+#include "batch_norm_relu/batch_norm_cuda_reduce.h"
 #include "batch_norm_relu/batch_norm_host.h"
 
 namespace skinfast {

@@ -11,6 +11,10 @@ from torch.nn import functional as F
 
 from skinfast.ops._library import SampleInput, empty_in_layout_of, refuse_double_backward
 
+# The gradients of weight and bias are sums over a channel. Over the 4,320 elements of the largest
+# sample PyTorch's own are 10 times assert_close's default from float64 (ours: 1.6 times).
+TOLERANCES = {torch.float32: {"rtol": 2e-5, "atol": 2e-4}}
+
 
 def batch_norm_relu(
     input: Tensor,
@@ -207,7 +211,8 @@ def sample_inputs(device: str, dtype: torch.dtype) -> Iterator[SampleInput]:
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
-    shapes = [(4, 10, 3, 3), (3, 24, 2, 2), (2, 3, 20, 17), (150, 8, 1, 1), (5, 260), (0, 3, 4, 4)]
+    shapes = [(4, 10, 3, 3), (3, 24, 2, 2), (2, 3, 20, 17), (3, 8, 40, 36), (150, 8, 1, 1)]
+    shapes += [(40, 6, 2, 2), (5, 260), (0, 3, 4, 4)]
     for shape in shapes:
         for training in (True, False):
             vectors = (random(shape[1]), random(shape[1]).square() + 0.5)

@@ -1,0 +1,201 @@
+// The CUDA passes of batch_norm_relu and batch_norm_add_relu that write: 8 elements a thread, so
+// one byte of the mask.
+#pragma once
+
+#include "batch_norm_relu/batch_norm_relu.h"
+#include "core/cuda.h"
+
+namespace skinfast {
+
+// ------------------------------
+
+constexpr int kEight = 8;
+
+template <typename T>
+struct Eight {
+  T values[kEight];
+};
+
+// kVector: all 8 exist and are 16-byte aligned; else the first `count` of them exist.
+template <bool kVector, typename T>
+__device__ __forceinline__ Eight<T> load_eight(const T* from, int count) {
+  Eight<T> eight{};
+  if (kVector) {
+    using V = Vector<T, kVectorWidth<T>>;
+#pragma unroll
+    for (int i = 0; i < kEight / kVectorWidth<T>; ++i) {
+      const V part = reinterpret_cast<const V*>(from)[i];
+#pragma unroll
+      for (int k = 0; k < kVectorWidth<T>; ++k) {
+        eight.values[i * kVectorWidth<T> + k] = part.values[k];
+      }
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kEight; ++k) {
+      if (k < count) eight.values[k] = from[k];
+    }
+  }
+  return eight;
+}
+
+template <bool kVector, typename T>
+__device__ __forceinline__ void store_eight(T* to, const Eight<T>& eight, int count) {
+  if (kVector) {
+    using V = Vector<T, kVectorWidth<T>>;
+#pragma unroll
+    for (int i = 0; i < kEight / kVectorWidth<T>; ++i) {
+      V part;
+#pragma unroll
+      for (int k = 0; k < kVectorWidth<T>; ++k) {
+        part.values[k] = eight.values[i * kVectorWidth<T> + k];
+      }
+      reinterpret_cast<V*>(to)[i] = part;
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kEight; ++k) {
+      if (k < count) to[k] = eight.values[k];
+    }
+  }
+}
+
+template <typename T_>
+struct ForwardPass {
+  using T = T_;
+  using A = accumulate_t<T>;
+  struct Coefficients {
+    A mean, scale, shift;
+  };
+
+  BatchNormForward a;
+
+  __device__ Coefficients coefficients(int64_t channel) const {
+    const A* values = static_cast<const A*>(a.coefficients) + channel;
+    return {static_cast<const A*>(a.mean)[channel], values[0], values[a.shape.channels]};
+  }
+
+  // The elements 8 * vector and on; of(k) are the coefficients of the k-th.
+  template <bool kVector, typename Of>
+  __device__ __forceinline__ void eight(int64_t vector, int count, const Of& of) const {
+    const int64_t first = vector * kEight;
+    const Eight<T> x = load_eight<kVector>(static_cast<const T*>(a.x) + first, count);
+    Eight<T> residual{}, output;
+    if (a.residual != nullptr) {
+      residual = load_eight<kVector>(static_cast<const T*>(a.residual) + first, count);
+    }
+    uint32_t bits = 0;
+#pragma unroll
+    for (int k = 0; k < kEight; ++k) {
+      const Coefficients c = of(k);
+      A value = normalized(load(x.values[k]), c.mean, c.scale, c.shift);
+      if (a.residual != nullptr) value += load(residual.values[k]);
+      if (a.mask != nullptr) value = relu(value);
+      output.values[k] = store<T>(value);
+      const bool passes = k < count && relu_passes(load(output.values[k]));
+      bits |= static_cast<uint32_t>(passes) << k;
+    }
+    store_eight<kVector>(static_cast<T*>(a.output) + first, output, count);
+    if (a.mask != nullptr) a.mask[vector] = static_cast<uint8_t>(bits);
+  }
+};
+
+template <typename T_>
+struct BackwardPass {
+  using T = T_;
+  using A = accumulate_t<T>;
+  struct Coefficients {
+    A mean, scale, slope, offset;
+  };
+
+  BatchNormBackward a;
+
+  __device__ Coefficients coefficients(int64_t channel) const {
+    const A* values = static_cast<const A*>(a.coefficients) + channel;
+    return {static_cast<const A*>(a.mean)[channel], values[0], values[a.shape.channels],
+            values[2 * a.shape.channels]};
+  }
+
+  template <bool kVector, typename Of>
+  __device__ __forceinline__ void eight(int64_t vector, int count, const Of& of) const {
+    const int64_t first = vector * kEight;
+    Eight<T> grad = load_eight<kVector>(static_cast<const T*>(a.grad_output) + first, count);
+    const Eight<T> x = load_eight<kVector>(static_cast<const T*>(a.x) + first, count);
+    const uint32_t bits = a.mask == nullptr ? 0xffu : a.mask[vector];
+    Eight<T> grad_x;
+#pragma unroll
+    for (int k = 0; k < kEight; ++k) {
+      const Coefficients c = of(k);
+      if ((bits >> k & 1u) == 0) grad.values[k] = store<T>(A(0));
+      const A value = load(grad.values[k]);
+      grad_x.values[k] = store<T>(a.training ? training_gradient(value, load(x.values[k]), c.mean,
+                                                                 c.scale, c.slope, c.offset)
+                                             : value * c.scale);
+    }
+    store_eight<kVector>(static_cast<T*>(a.grad_x) + first, grad_x, count);
+    if (a.grad_residual != nullptr) {
+      store_eight<kVector>(static_cast<T*>(a.grad_residual) + first, grad, count);
+    }
+  }
+};
+
+// group is 1: a thread keeps the coefficients of its 8 channels in registers through its rows.
+template <typename Pass>
+__global__ void apply_rows_kernel(Pass pass, int64_t rows_per_block) {
+  const BatchNormShape& shape = pass.a.shape;
+  const int64_t vectors = shape.columns / kEight;  // in a row
+  const int64_t vector = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (vector >= vectors) return;
+  const int64_t begin = blockIdx.y * rows_per_block;
+  const int64_t end = begin + rows_per_block < shape.rows ? begin + rows_per_block : shape.rows;
+  typename Pass::Coefficients own[kEight];
+#pragma unroll
+  for (int k = 0; k < kEight; ++k) own[k] = pass.coefficients(vector * kEight + k);
+  for (int64_t row = begin + threadIdx.y; row < end; row += blockDim.y) {
+    pass.template eight<true>(row * vectors + vector, kEight, [&](int k) { return own[k]; });
+  }
+}
+
+// kVector: group is a multiple of 8, so that the 8 elements are of one channel. Otherwise anything.
+template <typename Pass, bool kVector>
+__global__ void apply_kernel(Pass pass, int64_t elements) {
+  const BatchNormShape& shape = pass.a.shape;
+  const uint32_t columns = static_cast<uint32_t>(shape.columns);
+  const uint32_t group = static_cast<uint32_t>(shape.group);
+  const int64_t vectors = (elements + kEight - 1) / kEight;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t vector = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+       vector < vectors; vector += stride) {
+    const uint32_t column = static_cast<uint32_t>(vector * kEight) % columns;
+    const int64_t left = elements - vector * kEight;
+    if (kVector) {
+      const typename Pass::Coefficients shared = pass.coefficients(column / group);
+      pass.template eight<true>(vector, kEight, [&](int) { return shared; });
+    } else {
+      pass.template eight<false>(
+          vector, left < kEight ? static_cast<int>(left) : kEight,
+          [&](uint32_t k) { return pass.coefficients((column + k) % columns / group); });
+    }
+  }
+}
+
+// In evaluation the running statistics stand in for those of the batch.
+template <typename A>
+__global__ void evaluation_kernel(BatchNormForward a) {
+  const int64_t channel = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (channel >= a.shape.channels) return;
+  set_forward_channel<A>(a, channel, static_cast<const A*>(a.running_mean)[channel],
+                         static_cast<const A*>(a.running_var)[channel]);
+}
+
+// running and batch [C]; running has a stride.
+template <typename T>
+__global__ void update_kernel(T* running, int64_t stride, const accumulate_t<T>* batch,
+                              accumulate_t<T> factor, accumulate_t<T> momentum, int64_t channels) {
+  const int64_t channel = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (channel >= channels) return;
+  T& own = running[channel * stride];
+  own = updated_statistic(own, batch[channel] * factor, momentum);
+}
+
+}  // namespace skinfast
