@@ -9,4 +9,12 @@
 STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
   m.def("add_relu(Tensor x, Tensor residual) -> Tensor");
   m.def("add_relu_backward(Tensor grad_output, Tensor output) -> Tensor");
+
+  m.def(
+      "max_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
+      "bool ceil_mode) -> (Tensor output, Tensor argmax)");
+  m.def(
+      "max_pool2d_backward(Tensor grad_output, Tensor argmax, SymInt[] input_size, "
+      "int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode, "
+      "bool channels_last) -> Tensor");
 }
