@@ -17,4 +17,13 @@ STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
       "max_pool2d_backward(Tensor grad_output, Tensor argmax, SymInt[] input_size, "
       "int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode, "
       "bool channels_last) -> Tensor");
+
+  m.def(
+      "cross_entropy(Tensor input, Tensor target, Tensor? weight, int ignore_index, "
+      "int reduction, float label_smoothing) "
+      "-> (Tensor loss, Tensor normalizers, Tensor total_weight)");
+  m.def(
+      "cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight, "
+      "Tensor normalizers, Tensor total_weight, int ignore_index, int reduction, "
+      "float label_smoothing) -> Tensor");
 }
