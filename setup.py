@@ -54,7 +54,7 @@ def cuda_architectures(arch_list: str) -> str:
         match = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", item)
         if not match:
             raise SystemExit(
-                f"TORCH_CUDA_ARCH_LIST has {item!r}; it needs entries such as 8.0, 9.0a or 9.0+PTX"
+                f"skinfast: TORCH_CUDA_ARCH_LIST has {item!r}; it needs entries like 8.0 or 9.0+PTX"
             )
         number = match[1] + match[2]
         architectures.append(f"{number}-real")
@@ -69,6 +69,21 @@ def jobs() -> tuple[int, int]:
     wanted = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
     at_once = max(1, min(wanted, int(free_gib / GIB_PER_JOB)))
     return at_once, max(1, min(at_once, int(free_gib / GIB_PER_CUDA_JOB)))
+
+
+def cuda_wish(torch_version: str, torch_cuda: str) -> str:
+    """SKINFAST_CUDA; a build that is asked for CUDA and cannot have it stops here."""
+    wish = os.environ.get("SKINFAST_CUDA", "AUTO").upper()
+    if wish not in ("AUTO", "ON", "OFF"):
+        raise SystemExit(f"skinfast: SKINFAST_CUDA is {wish!r}; it needs to be AUTO, ON or OFF")
+    if wish == "ON" and not torch_cuda:
+        raise SystemExit(
+            f"skinfast: SKINFAST_CUDA=ON needs a CUDA build of torch; {torch_version} has none"
+        )
+    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    if wish == "ON" and not Path(nvcc).is_file():
+        raise SystemExit("skinfast: SKINFAST_CUDA=ON needs nvcc; add its folder to PATH")
+    return wish
 
 
 class CMakeBuild(build_ext):
@@ -91,7 +106,7 @@ class CMakeBuild(build_ext):
             "SKINFAST_TORCH_DIR": torch,
             "SKINFAST_TORCH_VERSION": version,
             "SKINFAST_TORCH_CUDA": cuda,
-            "SKINFAST_CUDA": os.environ.get("SKINFAST_CUDA", "AUTO").upper(),
+            "SKINFAST_CUDA": cuda_wish(version, cuda),
             "SKINFAST_CUDA_JOBS": cuda_at_once,
             "SKINFAST_STRICT": os.environ.get("SKINFAST_STRICT", "OFF"),
             "Python_EXECUTABLE": sys.executable,
@@ -116,14 +131,19 @@ class CMakeBuild(build_ext):
         try:
             subprocess.run(command, check=True)
         except FileNotFoundError as error:
-            raise SystemExit("skinfast: cmake was not found; run `pip install cmake ninja`") from error
+            raise SystemExit(
+                "skinfast: cmake was not found; run `pip install cmake ninja`"
+            ) from error
         except subprocess.CalledProcessError as error:
-            raise SystemExit(f"skinfast: the build stopped; see the message above ({error})") from None
+            raise SystemExit(
+                f"skinfast: the build stopped; see the message above ({error})"
+            ) from None
 
 
 setup(
     # Two outputs of one CMake run; no sources, so that setuptools leaves the compiling to it.
-    ext_modules=[Extension("skinfast._host", sources=[])],
+    # Optional, for it is left out where there are no Python headers.
+    ext_modules=[Extension("skinfast._host", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild},
     # pip asks for this (by egg_info) before an isolated build: torch is downloaded only where
     # there is none.

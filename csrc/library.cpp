@@ -44,4 +44,19 @@ STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
   m.def(
       "batch_norm_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, "
       "Tensor variance, int count, float momentum) -> ()");
+  m.def(
+      "max_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
+      "bool ceil_mode) -> (Tensor output, Tensor argmax)");
+  m.def(
+      "max_pool2d_backward(Tensor grad_output, Tensor argmax, SymInt[] input_size, "
+      "int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode, "
+      "bool channels_last) -> Tensor");
+  m.def(
+      "cross_entropy(Tensor input, Tensor target, Tensor? weight, int ignore_index, "
+      "int reduction, float label_smoothing) "
+      "-> (Tensor loss, Tensor normalizers, Tensor total_weight)");
+  m.def(
+      "cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight, "
+      "Tensor normalizers, Tensor total_weight, int ignore_index, int reduction, "
+      "float label_smoothing) -> Tensor");
 }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from skinfast import data, evaluation, models, nn, ops, optim, report, testing, training
-    from skinfast.testing import selfcheck
+    from skinfast._selfcheck import selfcheck
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "selfcheck":
-        return importlib.import_module("skinfast.testing").selfcheck
+        return importlib.import_module("skinfast._selfcheck").selfcheck
     if name in __all__:
         return importlib.import_module(f"skinfast.{name}")
     raise AttributeError(f"module 'skinfast' has no attribute {name!r}")

@@ -58,8 +58,14 @@ SKINFAST_HOST_DEVICE void store_vector(double* target, vector_t<double> value) {
   memcpy(target, &value, sizeof(value));
 }
 SKINFAST_HOST_DEVICE void store_vector(BFloat16* target, vector_t<float> value) {
-  // A plain loop: compilers vectorise it with the rounding that Store<BFloat16> defines.
-  for (int i = 0; i < kLanes<float>; ++i) target[i] = store<BFloat16>(value[i]);
+  // Store<BFloat16>, lane by lane.
+  typedef uint16_t Narrow __attribute__((vector_size(SKINFAST_VECTOR_BYTES / 2)));
+  typedef uint32_t Wide __attribute__((vector_size(SKINFAST_VECTOR_BYTES)));
+  const Wide bits = reinterpret_cast<Wide>(value);
+  const Wide rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Wide quiet = Wide{} + 0x7fc0u;
+  const Narrow narrow = __builtin_convertvector(value != value ? quiet : rounded, Narrow);
+  memcpy(target, &narrow, sizeof(narrow));
 }
 
 // The first `count` lanes; the rest are zero.

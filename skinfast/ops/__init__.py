@@ -1,5 +1,22 @@
 """The fused ops. Each is a function with the argument names of its torch.nn.functional twin."""
 
+from skinfast.ops.adam import adam_
 from skinfast.ops.add_relu import add_relu
+from skinfast.ops.batch_norm_add_relu import batch_norm_add_relu
+from skinfast.ops.batch_norm_relu import batch_norm_relu
+from skinfast.ops.conv2d_relu import batch_last, conv2d_relu
+from skinfast.ops.cross_entropy import cross_entropy
+from skinfast.ops.linear_relu import linear_relu
+from skinfast.ops.max_pool2d import max_pool2d
 
-__all__ = ["add_relu"]
+__all__ = [
+    "adam_",
+    "add_relu",
+    "batch_last",
+    "batch_norm_add_relu",
+    "batch_norm_relu",
+    "conv2d_relu",
+    "cross_entropy",
+    "linear_relu",
+    "max_pool2d",
+]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from skinfast.ops._library import (
     SampleInput,
+    is_batch_last,
     layout_of,
     refuse_double_backward,
     register_lower_precision,
@@ -136,14 +137,7 @@ def _keeps_batch_last(
         and padding[0] < weight.shape[2]
         and padding[1] < weight.shape[3]
     )
-    return (
-        small
-        and input.device.type == "cpu"
-        and input.numel() > 0
-        and not input.is_contiguous()
-        and not input.is_contiguous(memory_format=torch.channels_last)
-        and input.permute(1, 2, 3, 0).is_contiguous()
-    )
+    return small and input.device.type == "cpu" and is_batch_last(input)
 
 
 def _empty(shape: list[int], input: Tensor, weight: Tensor, keep: bool) -> Tensor:

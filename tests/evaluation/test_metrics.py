@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 import sklearn.metrics
 import torch
+
 from skinfast.errors import SkinfastError
 from skinfast.evaluation import classification_metrics
 

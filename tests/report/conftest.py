@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from skinfast.evaluation import classification_metrics
 
 CLASSES = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from skinfast.errors import SkinfastError
 from skinfast.report import write_report
 

@@ -1,0 +1,61 @@
+# make demo: set everything up in .venv, train on DATA (or synthetic lesions), name the report.
+# make test: the same set-up, then the tests. Both are quick the second time.
+# make lint, make format, make check-cuda: for developers; see CONTRIBUTING.md.
+
+PYTHON ?= python3
+VENV ?= .venv
+# The version that the tests are run with; any from 2.10 on will do: make demo TORCH='torch>=2.10'
+TORCH ?= torch==2.13.0
+DATA ?=
+EPOCHS ?= 15
+
+BIN := $(VENV)/bin
+SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
+RUN := runs/demo$(if $(DATA),-$(notdir $(abspath $(DATA))))
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet
+
+.PHONY: demo test lint format check-cuda clean
+
+demo: $(VENV)/.built
+	$(BIN)/skinfast train --model cnn --output $(RUN) $(if $(wildcard $(RUN)/config.json),--resume) \
+	  --data $(or $(DATA),synthetic) --epochs $(EPOCHS)
+
+test: $(VENV)/.built
+	$(BIN)/python -m pytest
+
+$(VENV)/.dependencies: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "skinfast needs Python 3.10 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) "setuptools>=77" wheel cmake ninja pybind11
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) '$(TORCH)'
+	touch $@
+
+$(VENV)/.built: $(VENV)/.dependencies $(SOURCES)
+	@echo "building skinfast's C++ and CUDA parts (about a minute)"
+	$(PIP) --no-build-isolation --editable '.[test]'
+	@$(BIN)/skinfast info
+	touch $@
+
+$(VENV)/.linters: $(VENV)/.built
+	$(PIP) --no-build-isolation --editable '.[test,dev]'
+	touch $@
+
+lint: $(VENV)/.linters
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files '*.cpp' '*.cu' '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: $(VENV)/.linters
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files '*.cpp' '*.cu' '*.h' | xargs $(BIN)/clang-format -i
+
+# Every CUDA kernel, compiled with nvcc; warnings and register spills are errors.
+check-cuda: $(VENV)/.dependencies
+	SKINFAST_STRICT=ON $(BIN)/python setup.py --quiet build_ext --inplace > build/check_cuda.log 2>&1 \
+	  || { tail -n 40 build/check_cuda.log; exit 1; }
+	@grep -c 'Used [0-9]* registers' build/check_cuda.log | sed 's/$$/ CUDA kernels compiled, no spills/'
+
+clean:
+	rm -rf build $(VENV) skinfast/*.so *.egg-info

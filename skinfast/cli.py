@@ -1,0 +1,276 @@
+"""The ``skinfast`` command: a thin layer that turns options into calls and results into lines."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import skinfast
+from skinfast.errors import SkinfastError
+
+_Subparsers = Any
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 on success, 1 on a failed check, 2 on bad input, 130 on an interrupt."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except SkinfastError as error:
+        return _complain(str(error), 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or error
+        return _complain(f"{where}{reason}; free space or choose a folder you may write to", 2)
+    except KeyboardInterrupt:
+        return _complain("interrupted; `skinfast train` goes on with --resume", 130)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"skinfast: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="skinfast", description="Train skin-lesion classifiers on HAM10000, fast."
+    )
+    parser.add_argument("--version", action="version", version=f"skinfast {skinfast.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_train, _add_evaluate, _add_predict, _add_selfcheck, _add_info):
+        add(commands)
+    return parser
+
+
+def _add(commands: _Subparsers, name: str, run: Any, help: str, example: str) -> Any:
+    command = commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=f"example: {example}",
+    )
+    command.set_defaults(run=run)
+    command.add_argument("--json", action="store_true", help="print the figures as JSON")
+    return command
+
+
+# --- train ----------------------------------------------------------------------------------------
+
+
+def _add_train(commands: _Subparsers) -> None:
+    from skinfast.training.config import TrainConfig, option
+
+    command = _add(
+        commands,
+        "train",
+        _train,
+        "train a classifier and write a run folder with its report",
+        "skinfast train --model cnn --data data/ham10000 --epochs 30 --output runs/cnn",
+    )
+    command.add_argument("--output", required=True, metavar="DIR", help="the run folder to make")
+    command.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    for setting in dataclasses.fields(TrainConfig):
+        choices, help = setting.metadata["choices"], setting.metadata["help"]
+        # No defaults here: TrainConfig holds them, and --resume must know what was given.
+        if setting.type == "bool":
+            command.add_argument(
+                option(setting.name),
+                action="store_true",
+                default=argparse.SUPPRESS,
+                help=help,
+            )
+            continue
+        kind = {"int": int, "float": float, "str": str}[str(setting.type)]
+        command.add_argument(
+            option(setting.name),
+            type=kind,
+            choices=choices,
+            default=argparse.SUPPRESS,
+            metavar=None if choices else setting.name.upper(),
+            help=f"{help} (default: {setting.default})",
+        )
+
+
+def _train(options: argparse.Namespace) -> int:
+    from skinfast.evaluation import write_result
+    from skinfast.report import write_report
+    from skinfast.training import TrainConfig, prepare, train
+    from skinfast.training.run_folder import RunFolder
+
+    names = {setting.name for setting in dataclasses.fields(TrainConfig)}
+    given = {name: value for name, value in vars(options).items() if name in names}
+    if options.resume:
+        config = TrainConfig.load(RunFolder(options.output).config_file).continued_by(given)
+    else:
+        config = TrainConfig(**given)
+        RunFolder(options.output).check_new()
+    problem = prepare(config)
+    _note(
+        f"{config.model} on {problem.device}: {len(problem.train_indices)} training and "
+        f"{len(problem.split.test)} test images of {config.image_size}x{config.image_size}"
+    )
+    for image_id, reason in problem.dataset.skipped:
+        _note(f"skipped {image_id}: {reason}")
+    train(config, options.output, resume=options.resume, problem=problem, on_epoch=_note_epoch)
+    result = write_result(options.output, problem)
+    report = write_report(options.output)
+    if options.json:
+        print(json.dumps(result, indent=2))
+    else:
+        _print_metrics(result)
+        print(f"report: {report}")
+    return 0
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _note_epoch(epoch: dict[str, Any]) -> None:
+    _note(
+        f"epoch {epoch['epoch']}: train loss {epoch['train_loss']:.4f} "
+        f"accuracy {epoch['train_accuracy']:.4f}, test loss {epoch['test_loss']:.4f} "
+        f"accuracy {epoch['test_accuracy']:.4f}, {epoch['seconds']:.1f} s, "
+        f"{epoch['images_per_second']:.0f} images/s"
+    )
+
+
+def _print_metrics(result: dict[str, Any]) -> None:
+    print(f"{'class':<8}{'recall':>8}{'precision':>11}{'F1':>8}{'AUC':>8}{'support':>9}")
+    for row in result["per_class"]:
+        auc = f"{row['auc']:8.3f}" if row["auc"] is not None else f"{'-':>8}"
+        print(
+            f"{row['name']:<8}{row['recall']:8.3f}{row['precision']:11.3f}{row['f1']:8.3f}{auc}"
+            f"{row['support']:9d}"
+        )
+    auc = f"{result['auc_macro']:.4f}" if result["auc_macro"] is not None else "-"
+    print(
+        f"accuracy {result['accuracy']:.4f} (always the commonest class: "
+        f"{result['majority_accuracy']:.4f}), balanced accuracy {result['balanced_accuracy']:.4f}\n"
+        f"F1 weighted {result['f1_weighted']:.4f}, macro {result['f1_macro']:.4f}; precision macro "
+        f"{result['precision_macro']:.4f}; AUC macro {auc}"
+    )
+
+
+# --- evaluate, predict ----------------------------------------------------------------------------
+
+
+def _add_evaluate(commands: _Subparsers) -> None:
+    command = _add(
+        commands,
+        "evaluate",
+        _evaluate,
+        "measure a trained run on its test images, or on those of other data",
+        "skinfast evaluate runs/cnn --data data/ham10000",
+    )
+    command.add_argument("directory", metavar="RUN", help="the folder of a finished run")
+    command.add_argument("--data", help="another data folder (default: the one of the run)")
+    command.add_argument("--device", help="another device (default: the one of the run)")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from skinfast.evaluation import evaluate_run
+
+    metrics, _, _ = evaluate_run(options.directory, data=options.data, device=options.device)
+    if options.json:
+        print(json.dumps(metrics, indent=2))
+    else:
+        _print_metrics(metrics)
+    return 0
+
+
+def _add_predict(commands: _Subparsers) -> None:
+    command = _add(
+        commands,
+        "predict",
+        _predict,
+        "classify image files with a trained run (not a diagnostic device)",
+        "skinfast predict runs/cnn lesion.jpg",
+    )
+    command.add_argument("directory", metavar="RUN", help="the folder of a finished run")
+    command.add_argument("images", metavar="IMAGE", nargs="+", help="JPEG or PNG files")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from skinfast.data import CLASS_NAMES
+    from skinfast.evaluation import predict
+
+    predictions = predict(options.directory, options.images, options.device)
+    if options.json:
+        print(json.dumps(predictions, indent=2))
+        return 0
+    for prediction in predictions:
+        name = prediction["class"]
+        print(
+            f"{prediction['image']}: {name} ({CLASS_NAMES.get(name, name)}), "
+            f"probability {prediction['probability']:.3f}"
+        )
+    return 0
+
+
+# --- selfcheck, info ------------------------------------------------------------------------------
+
+
+def _add_selfcheck(commands: _Subparsers) -> None:
+    command = _add(
+        commands,
+        "selfcheck",
+        _selfcheck,
+        "hold every op and model of this installation against pure PyTorch",
+        "skinfast selfcheck --output selfcheck.json",
+    )
+    command.add_argument("--output", metavar="FILE", help="write the results as JSON as well")
+
+
+def _selfcheck(options: argparse.Namespace) -> int:
+    from skinfast.environment import environment
+    from skinfast.files import atomic_write_text
+
+    checks = skinfast.selfcheck()
+    failed = [check for check in checks if not check.passed]
+    text = json.dumps(
+        {
+            "passed": not failed,
+            "checks": [{**dataclasses.asdict(check), "passed": check.passed} for check in checks],
+            "environment": environment(),
+        },
+        indent=2,
+    )
+    if options.output:
+        atomic_write_text(options.output, text + "\n")
+    if options.json:
+        print(text)
+    else:
+        print(f"{'subject':<26}{'device':<8}{'dtype':<10}{'calls':>6}  result")
+        for check in checks:
+            result = "equal" if check.passed else f"DIFFERS: {check.failure}"
+            print(
+                f"{check.subject:<26}{check.device:<8}{check.dtype:<10}{check.calls:>6}  {result}"
+            )
+        print(f"{len(checks) - len(failed)} of {len(checks)} checks passed")
+    return 1 if failed else 0
+
+
+def _add_info(commands: _Subparsers) -> None:
+    _add(commands, "info", _info, "print what is installed and what it runs on", "skinfast info")
+
+
+def _info(options: argparse.Namespace) -> int:
+    from skinfast.environment import environment
+
+    facts = environment()
+    if options.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        for name, value in facts.items():
+            print(f"{name.replace('_', ' ') + ':':<22}{value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

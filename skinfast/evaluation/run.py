@@ -1,0 +1,169 @@
+"""A trained run held against its test images, and single images held against a trained run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from skinfast.data.classes import CLASSES
+from skinfast.data.decoding import BadImageError, decode_image
+from skinfast.environment import environment
+from skinfast.errors import SkinfastError
+from skinfast.evaluation.metrics import classification_metrics
+from skinfast.files import atomic_path, atomic_write_text
+from skinfast.training.config import TrainConfig
+from skinfast.training.model_file import load_model
+from skinfast.training.problem import Problem, choose_device, prepare
+from skinfast.training.run_folder import RunFolder
+from skinfast.training.step import logits_of
+
+# Pictures that the report shows of each class.
+_SAMPLES_PER_CLASS = 4
+
+
+def evaluate_run(
+    directory: str | os.PathLike[str],
+    *,
+    data: str | None = None,
+    device: str | None = None,
+    problem: Problem | None = None,
+) -> tuple[dict[str, Any], Problem, torch.Tensor]:
+    """Apply a run's model to its test images, or to those of other data split the same way.
+
+    Args:
+        directory: the run folder.
+        data: another data folder; None means the one of the run.
+        device: another device; None means the one of the run.
+        problem: the run's own prepared data, where the caller has it.
+
+    Returns:
+        The metrics of ``classification_metrics``, the data, and the probabilities, float32
+        ``[N, C]`` in the order of ``split.test``.
+
+    Raises:
+        SkinfastError: the run folder or the data cannot be used.
+    """
+    run = RunFolder(directory)
+    config = TrainConfig.load(run.config_file)
+    config = dataclasses.replace(config, data=data or config.data, device=device or config.device)
+    model, description = load_model(
+        run.model_file, choose_device(config.device), backend=config.backend
+    )
+    problem = problem or prepare(config)
+    problem = dataclasses.replace(problem, mean=description.mean, std=description.std)
+    logits = logits_of(model, problem.test_batches(), problem.device, config.precision)
+    probabilities = torch.softmax(logits, 1).cpu()
+    labels = problem.dataset.labels[problem.split.test]
+    return classification_metrics(labels, probabilities, CLASSES), problem, probabilities
+
+
+def write_result(
+    directory: str | os.PathLike[str], problem: Problem | None = None
+) -> dict[str, Any]:
+    """Evaluate a finished run and leave ``result.json`` and ``predictions.npz`` in its folder.
+
+    Returns:
+        The content of result.json.
+
+    Raises:
+        SkinfastError: the run folder or its data cannot be used.
+        OSError: the files cannot be written.
+    """
+    run = RunFolder(directory)
+    metrics, problem, probabilities = evaluate_run(directory, problem=problem)
+    dataset, test = problem.dataset, problem.split.test
+    epochs = run.read_metrics(up_to_epoch=problem.config.epochs)
+    result = {
+        **metrics,
+        "epochs": epochs[-1]["epoch"],
+        "train_seconds": sum(epoch["seconds"] for epoch in epochs),
+        "data": {
+            "source": _source(problem),
+            "num_images": len(dataset),
+            "num_train": len(problem.train_indices),
+            "num_test": len(test),
+            "skipped": [list(entry) for entry in dataset.skipped],
+            "class_counts_train": _class_counts(problem, problem.train_indices),
+            "class_counts_test": _class_counts(problem, test),
+        },
+        "environment": environment(problem.device),
+    }
+    labels = dataset.labels[test].numpy()
+    sample_index = _sample_index(labels)
+    with atomic_path(run.directory / "predictions.npz") as temporary, temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            image_ids=np.array([dataset.image_ids[i] for i in test]),
+            labels=labels,
+            probabilities=probabilities.numpy(),
+            sample_index=sample_index,
+            sample_images=dataset.images[test[sample_index]].numpy(),
+        )
+    atomic_write_text(run.directory / "result.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def predict(
+    directory: str | os.PathLike[str],
+    images: Sequence[str | os.PathLike[str]],
+    device: str = "auto",
+) -> list[dict[str, Any]]:
+    """Classify image files with a trained run.
+
+    Returns:
+        For each image ``{"image", "class", "probability", "probabilities": {class: p}}``.
+
+    Raises:
+        SkinfastError: the run folder or an image cannot be used.
+    """
+    chosen = choose_device(device)
+    model, description = load_model(RunFolder(directory).model_file, chosen)
+    pixels = [_decode(Path(path), description.image_size) for path in images]
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (description.mean, description.std))
+    batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        probabilities = torch.softmax(model(((batch - mean) / std).to(chosen)), 1).cpu()
+    predictions = []
+    for image, row in zip(images, probabilities.tolist(), strict=True):
+        by_class = dict(zip(description.classes, row, strict=True))
+        best = max(by_class, key=by_class.__getitem__)
+        predictions.append(
+            {
+                "image": os.fspath(image),
+                "class": best,
+                "probability": by_class[best],
+                "probabilities": by_class,
+            }
+        )
+    return predictions
+
+
+def _decode(path: Path, image_size: int) -> np.ndarray:
+    try:
+        return decode_image(path, image_size)
+    except BadImageError as error:
+        raise SkinfastError(f"{path}: {error}; give a JPEG or PNG photograph") from error
+
+
+def _source(problem: Problem) -> str:
+    if problem.config.data == "synthetic":
+        return "synthetic lesions"
+    return f"HAM10000 ({Path(problem.config.data).name})"
+
+
+def _class_counts(problem: Problem, indices: np.ndarray) -> dict[str, int]:
+    counts = np.bincount(problem.dataset.labels.numpy()[indices], minlength=len(CLASSES))
+    return dict(zip(CLASSES, counts.tolist(), strict=True))
+
+
+def _sample_index(labels: np.ndarray) -> np.ndarray:
+    """The first few test images of each class."""
+    picked = [np.flatnonzero(labels == c)[:_SAMPLES_PER_CLASS] for c in range(len(CLASSES))]
+    return np.concatenate(picked).astype(np.int64)

@@ -1,0 +1,80 @@
+"""ResNet-50 (He et al., https://arxiv.org/abs/1512.03385; the paper's section 4.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from skinfast.nn import BatchNorm, BatchNormAddReLU, MaxPool2d
+
+_EXPANSION = 4
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut (the paper's figure 3 and equation 8).
+
+    The stride is on the 3x3 convolution, as in torchvision ("v1.5").
+    """
+
+    def __init__(self, channels: int, width: int, stride: int, backend: str) -> None:
+        super().__init__()
+        out = width * _EXPANSION
+        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
+        self.bn1 = BatchNorm(width, relu=True, backend=backend)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = BatchNorm(width, relu=True, backend=backend)
+        self.conv3 = nn.Conv2d(width, out, 1, bias=False)
+        self.bn3 = BatchNormAddReLU(out, backend=backend)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or channels != out:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels, out, 1, stride=stride, bias=False),
+                BatchNorm(out, backend=backend),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.bn1(self.conv1(x))
+        x = self.bn2(self.conv2(x))
+        return self.bn3(self.conv3(x), shortcut)
+
+
+class ResNet(nn.Module):
+    """A stem, four stages of bottlenecks, global average pooling and a dense layer."""
+
+    def __init__(self, blocks: tuple[int, ...], num_classes: int, backend: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = BatchNorm(64, relu=True, backend=backend)
+        self.maxpool = MaxPool2d(3, stride=2, padding=1, backend=backend)
+        channels = 64
+        for stage, count in enumerate(blocks):
+            width = 64 * 2**stage
+            layers: list[nn.Module] = []
+            for block in range(count):
+                stride = 2 if stage > 0 and block == 0 else 1
+                layers.append(Bottleneck(channels, width, stride, backend))
+                channels = width * _EXPANSION
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
+        self.fc = nn.Linear(channels, num_classes)
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(torch.mean(x, (2, 3)))
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def resnet50(num_classes: int = 7, image_size: int = 64, backend: str = "skinfast") -> ResNet:
+    """ResNet-50: images ``[N, 3, H, W]`` of any size to logits ``[N, num_classes]``.
+
+    The keys of its state_dict are torchvision's. Convolutions are initialised as in He et al.
+    (2015), the rest as torch.nn does. ``image_size`` is taken for uniformity with the other models.
+    """
+    del image_size
+    return ResNet((3, 4, 6, 3), num_classes, backend)

@@ -1,0 +1,138 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from skinfast.data import CLASSES, class_weights
+from skinfast.errors import SkinfastError
+from skinfast.models import build_model
+from skinfast.nn import CrossEntropyLoss
+from skinfast.optim import Adam
+from skinfast.training.config import TrainConfig
+from skinfast.training.model_file import ModelDescription, save_model
+from skinfast.training.problem import Problem, prepare
+from skinfast.training.run_folder import RunFolder
+from skinfast.training.step import Totals, TrainStep, logits_of
+
+
+def train(
+    config: TrainConfig,
+    output: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    problem: Problem | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> RunFolder:
+    """Train a model and leave its weights, metrics and checkpoint in a run folder.
+
+    A resumed run ends with the very weights of one that was never interrupted.
+
+    Args:
+        config: the settings.
+        output: the run folder; it must be new, unless ``resume``.
+        resume: go on after the last epoch that ``output`` has a checkpoint of.
+        problem: ``prepare(config)``, where the caller has it already.
+        on_epoch: called with each finished epoch's line of metrics.jsonl.
+
+    Raises:
+        SkinfastError: a setting, the data or the run folder cannot be used; or the loss stopped
+            being finite.
+        OSError: the run folder cannot be written.
+    """
+    problem = problem or prepare(config)
+    run = RunFolder(output)
+    state = None
+    if resume:
+        state = run.load_checkpoint(config, problem.fingerprint())
+        config.save(run.config_file)
+    else:
+        run.create(config)
+
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, len(CLASSES), config.image_size, config.backend)
+    model.to(problem.device)
+    optimizer = Adam(
+        model.parameters(),
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+    )
+    done = 0
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        done = state["epoch"]
+    epochs = run.read_metrics(up_to_epoch=done)
+
+    train_labels = problem.dataset.labels[problem.train_indices]
+    loss_function = CrossEntropyLoss(
+        weight=class_weights(train_labels) if config.class_weights else None,
+        label_smoothing=config.label_smoothing,
+        backend=config.backend,
+    ).to(problem.device)
+    step = TrainStep(
+        model, optimizer, loss_function, device=problem.device, precision=config.precision
+    )
+    train_batches, test_batches = problem.train_batches(), problem.test_batches()
+
+    for epoch in range(done + 1, config.epochs + 1):
+        started = time.perf_counter()
+        model.train()
+        train_batches.set_epoch(epoch)
+        # disable=None: a bar on a terminal, nothing elsewhere.
+        for images, labels in tqdm(
+            train_batches, f"epoch {epoch}/{config.epochs}", disable=None, leave=False
+        ):
+            step(images, labels)
+        train_loss, train_accuracy = step.take_totals()
+        seconds = time.perf_counter() - started
+
+        totals = Totals(problem.device)
+        logits = logits_of(model, test_batches, problem.device, config.precision)
+        test_labels = problem.dataset.labels[problem.split.test].to(problem.device)
+        totals.add(torch.nn.functional.cross_entropy(logits, test_labels), logits, test_labels)
+        test_loss, test_accuracy = totals.take()
+
+        epochs.append(
+            {
+                "epoch": epoch,
+                "train_loss": train_loss,
+                "train_accuracy": train_accuracy,
+                "test_loss": test_loss,
+                "test_accuracy": test_accuracy,
+                "learning_rate": optimizer.param_groups[0]["lr"],
+                "seconds": seconds,
+                "images_per_second": len(train_batches.indices) / seconds,
+            }
+        )
+        run.write_metrics(epochs)
+        if on_epoch:
+            on_epoch(epochs[-1])
+        if not math.isfinite(train_loss):
+            raise SkinfastError(
+                f"the loss is not finite after epoch {epoch}; lower --lr (it is {config.lr})"
+            )
+        run.save_checkpoint(
+            {
+                "model_name": config.model,
+                "data": problem.fingerprint(),
+                "epoch": epoch,
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
+        )
+
+    description = ModelDescription(
+        config.model, config.image_size, CLASSES, problem.mean, problem.std
+    )
+    save_model(run.model_file, model, description)
+    return run

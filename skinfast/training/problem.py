@@ -1,0 +1,122 @@
+"""What a configuration means: which images train and test, on which device, normalised how."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from skinfast.data import (
+    HAM10000,
+    DeviceBatches,
+    LesionDataset,
+    Split,
+    SyntheticLesions,
+    channel_statistics,
+    make_split,
+    resample,
+)
+from skinfast.errors import SkinfastError
+from skinfast.models import CHANNELS_LAST_MODELS
+from skinfast.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A dataset split and ready to be served from a device.
+
+    Attributes:
+        split: indices of the training and test images.
+        train_indices: the training images after re-sampling.
+        mean, std: of R, G and B over the training images, in units where 255 is 1.
+    """
+
+    config: TrainConfig
+    device: torch.device
+    dataset: LesionDataset
+    split: Split
+    train_indices: npt.NDArray[np.int64]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def train_batches(self) -> DeviceBatches:
+        """The training images, shuffled every epoch."""
+        return self._batches(self.train_indices, shuffle=True, augment=self.config.augment)
+
+    def test_batches(self) -> DeviceBatches:
+        """The test images, in the order of ``split.test``."""
+        return self._batches(self.split.test, shuffle=False, augment=False)
+
+    def _batches(
+        self, indices: npt.NDArray[np.int64], *, shuffle: bool, augment: bool
+    ) -> DeviceBatches:
+        return DeviceBatches(
+            self.dataset.images,
+            self.dataset.labels,
+            indices,
+            self.config.batch_size,
+            device=self.device,
+            mean=self.mean,
+            std=self.std,
+            shuffle=shuffle,
+            seed=self.config.seed,
+            augment=augment,
+            channels_last=self.config.model in CHANNELS_LAST_MODELS,
+        )
+
+    def fingerprint(self) -> str:
+        """A hash of the images' names and labels: equal for equal data."""
+        text = "\n".join(self.dataset.image_ids).encode()
+        return hashlib.sha256(text + self.dataset.labels.numpy().tobytes()).hexdigest()
+
+
+def prepare(config: TrainConfig) -> Problem:
+    """Load and split the data of a configuration.
+
+    Raises:
+        SkinfastError: the device, the data or the split cannot be used.
+    """
+    device = choose_device(config.device)
+    dataset: LesionDataset
+    if config.data == "synthetic":
+        dataset = SyntheticLesions(image_size=config.image_size)
+    else:
+        dataset = HAM10000(config.data, config.image_size, skip_bad_images=config.skip_bad_images)
+    split = make_split(dataset, config.split, config.seed)
+    mean, std = channel_statistics(dataset.images, split.train)
+    train_indices = resample(split.train, dataset.labels, config.sampling, config.seed)
+    return Problem(config, device, dataset, split, train_indices, mean, std)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the first GPU that the kernels were built for, or the CPU.
+
+    Raises:
+        SkinfastError: no such device, or it can't be used here.
+    """
+    from skinfast.testing import has_cuda_kernels
+
+    usable = torch.cuda.is_available() and has_cuda_kernels()
+    if name == "auto":
+        return torch.device("cuda" if usable else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SkinfastError(f"--device is {name!r}; choose auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise SkinfastError(f"--device is {name!r}; choose auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and not usable:
+        reason = (
+            "this build has no CUDA kernels (see `skinfast info`)"
+            if torch.cuda.is_available()
+            else "torch finds no GPU"
+        )
+        raise SkinfastError(f"--device is {name}, but {reason}; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SkinfastError(
+            f"--device is {name}, but there are {torch.cuda.device_count()} GPUs, from cuda:0"
+        )
+    return device

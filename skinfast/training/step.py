@@ -1,0 +1,84 @@
+"""One optimisation step, and the sums of an epoch that stay on the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class TrainStep:
+    """Forward, loss, backward and update; loss and correct answers are summed on the device.
+
+    Args:
+        model: images ``[B, 3, H, W]`` to logits ``[B, C]``.
+        optimizer: over the model's parameters.
+        loss_function: logits and labels ``[B]`` to the mean loss.
+        precision: "float32", or "bfloat16" for autocast with float32 parameters.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_function: nn.Module,
+        *,
+        device: torch.device,
+        precision: str,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.loss_function = loss_function
+        self.device = device
+        self.precision = precision
+        self._totals = Totals(device)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> None:
+        """Learn from one batch."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.device, self.precision):
+            logits = self.model(images)
+            loss = self.loss_function(logits, labels)
+        loss.backward()
+        self.optimizer.step()
+        self._totals.add(loss.detach(), logits.detach(), labels)
+
+    def take_totals(self) -> tuple[float, float]:
+        """Mean loss and accuracy since the last call; waits for the device once."""
+        return self._totals.take()
+
+
+class Totals:
+    """Loss, correct answers and images, summed on the device without waiting for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+
+    def add(self, mean_loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Count one batch."""
+        correct = (logits.argmax(1) == labels).sum()
+        count = torch.full_like(correct, len(labels))
+        self._sums += torch.stack([mean_loss.double() * len(labels), correct, count])
+
+    def take(self) -> tuple[float, float]:
+        """Mean loss and accuracy of what was counted; starts again from zero."""
+        loss, correct, count = self._sums.tolist()
+        self._sums.zero_()
+        return loss / count, correct / count
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """The context in which a model computes in ``precision``."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, batches: Any, device: torch.device, precision: str) -> Tensor:
+    """The model's answers to all batches in evaluation mode: float32 ``[N, C]``."""
+    was_training = model.training
+    model.eval()
+    with autocast(device, precision):
+        logits = [model(images).float() for images, _ in batches]
+    model.train(was_training)
+    return torch.cat(logits)

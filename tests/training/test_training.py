@@ -1,0 +1,230 @@
+"""Training: resuming, reproducibility, the run folder under failure."""
+
+import dataclasses
+import errno
+import json
+import shutil
+
+import pytest
+import torch
+
+from skinfast.errors import SkinfastError
+from skinfast.training import TrainConfig, load_model, prepare, train
+from skinfast.training.run_folder import RunFolder
+
+
+@pytest.fixture
+def config(small_data):
+    return TrainConfig(data=str(small_data), image_size=32, epochs=3, batch_size=16, device="cpu")
+
+
+def weights_of(run):
+    return {name: t.clone() for name, t in load_model(run.model_file)[0].state_dict().items()}
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+@pytest.mark.parametrize("model", ["cnn", "logistic-regression"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_resumed_run_equals_an_uninterrupted_one(config, tmp_path, model, precision):
+    config = dataclasses.replace(config, model=model, precision=precision, augment=True)
+    whole = train(config, tmp_path / "whole")
+
+    class StopError(Exception):
+        pass
+
+    def stop(epoch):
+        if epoch["epoch"] == 2:
+            raise StopError
+
+    with pytest.raises(StopError):  # after the metrics of epoch 2, before its checkpoint
+        train(config, tmp_path / "halves", on_epoch=stop)
+    halves = train(config, tmp_path / "halves", resume=True)
+    assert_equal(weights_of(whole), weights_of(halves))
+    assert [e["epoch"] for e in halves.read_metrics(3)] == [1, 2, 3]
+    for one, other in zip(whole.read_metrics(3), halves.read_metrics(3), strict=True):
+        assert one["test_loss"] == other["test_loss"]
+
+
+def test_resnet50_trains_and_resumes(config, tmp_path):
+    config = dataclasses.replace(config, model="resnet50", epochs=1)
+    whole = train(dataclasses.replace(config, epochs=2), tmp_path / "whole")
+    train(config, tmp_path / "run")
+    run = train(dataclasses.replace(config, epochs=2), tmp_path / "run", resume=True)
+    assert_equal(weights_of(whole), weights_of(run))
+
+
+def test_two_runs_are_equal_and_another_seed_is_not(config, tmp_path):
+    config = dataclasses.replace(config, epochs=1)
+    first, second = (weights_of(train(config, tmp_path / name)) for name in "ab")
+    assert_equal(first, second)
+    other = weights_of(train(dataclasses.replace(config, seed=1), tmp_path / "c"))
+    assert any(not torch.equal(t, other[n]) for n, t in first.items())
+
+
+def test_backends_follow_the_same_curve(config, tmp_path):
+    losses = [
+        train(dataclasses.replace(config, backend=backend), tmp_path / backend).read_metrics(3)
+        for backend in ("skinfast", "torch")
+    ]
+    for ours, theirs in zip(*losses, strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("sampling", ["none", "under", "over", "both"])
+@pytest.mark.parametrize("split", ["image", "lesion"])
+def test_every_sampling_and_split_trains(config, tmp_path, sampling, split):
+    config = dataclasses.replace(
+        config, epochs=1, sampling=sampling, split=split, class_weights=True, label_smoothing=0.1
+    )
+    problem = prepare(config)
+    assert not set(problem.train_indices) & set(problem.split.test)
+    train(config, tmp_path / "run", problem=problem)
+
+
+def test_metrics_lines_are_json_with_all_keys(config, tmp_path):
+    run = train(config, tmp_path / "run")
+    lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert lines[0].keys() == {
+        "epoch",
+        "train_loss",
+        "train_accuracy",
+        "test_loss",
+        "test_accuracy",
+        "learning_rate",
+        "seconds",
+        "images_per_second",
+    }
+
+
+def test_diverging_run_says_so_and_keeps_the_checkpoint_before(config, tmp_path):
+    config = dataclasses.replace(config, lr=1e30, epochs=5)
+    with pytest.raises(SkinfastError, match=r"the loss is not finite after epoch \d; lower --lr"):
+        train(config, tmp_path / "run")
+    json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+def test_existing_folder_is_refused_and_left_alone(config, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(SkinfastError, match="exists; choose another --output, or continue it"):
+        train(config, folder)
+    assert [p.name for p in folder.iterdir()] == ["notes.txt"]
+
+
+def test_full_disk_while_saving_keeps_the_checkpoint_before(config, tmp_path, monkeypatch):
+    run = train(dataclasses.replace(config, epochs=1), tmp_path / "run")
+    before = run.checkpoint_file.read_bytes()
+
+    def full(state, path):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(config, tmp_path / "run", resume=True)
+    assert run.checkpoint_file.read_bytes() == before
+    assert [p.name for p in run.checkpoint_file.parent.iterdir()] == ["state.pt"]
+
+
+def test_torch_reports_a_full_disk_as_runtime_error_and_we_as_oserror(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path)
+    run.checkpoint_file.parent.mkdir()
+
+    def full(state, path):
+        raise RuntimeError("unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="could not be written"):
+        run.save_checkpoint({})
+
+
+@pytest.mark.parametrize("kept", [0, 10, 1000, -100])
+def test_cut_off_checkpoint_is_refused(config, tmp_path, kept):
+    run = train(dataclasses.replace(config, epochs=1), tmp_path / "run")
+    content = run.checkpoint_file.read_bytes()
+    run.checkpoint_file.write_bytes(content[:kept])
+    with pytest.raises(SkinfastError, match=r"state.pt is cut off or broken; start again"):
+        train(config, tmp_path / "run", resume=True)
+
+
+def test_checkpoint_of_another_model_is_refused(config, tmp_path):
+    run = train(dataclasses.replace(config, epochs=1), tmp_path / "run")
+    other = dataclasses.replace(config, model="logistic-regression")
+    foreign = train(dataclasses.replace(other, epochs=1), tmp_path / "other")
+    shutil.copy(foreign.checkpoint_file, run.checkpoint_file)
+    with pytest.raises(SkinfastError, match="holds a logistic-regression, not a cnn"):
+        train(config, tmp_path / "run", resume=True)
+
+
+def test_foreign_checkpoint_is_refused(config, tmp_path):
+    run = train(dataclasses.replace(config, epochs=1), tmp_path / "run")
+    torch.save({"weights": torch.ones(3)}, run.checkpoint_file)
+    with pytest.raises(SkinfastError, match="is no checkpoint of skinfast"):
+        train(config, tmp_path / "run", resume=True)
+
+
+def test_changed_data_is_refused_on_resume(config, tmp_path, small_data):
+    data = tmp_path / "data"
+    shutil.copytree(small_data, data)
+    config = dataclasses.replace(config, data=str(data))
+    train(dataclasses.replace(config, epochs=1), tmp_path / "run")
+    metadata = data / "HAM10000_metadata.csv"
+    metadata.write_text(metadata.read_text().replace("ISIC_nv059,nv", "ISIC_nv059,mel"))
+    with pytest.raises(SkinfastError, match="have changed since the run began"):
+        train(config, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -50])
+def test_cut_off_model_is_refused(config, tmp_path, kept):
+    run = train(dataclasses.replace(config, epochs=1), tmp_path / "run")
+    run.model_file.write_bytes(run.model_file.read_bytes()[:kept])
+    with pytest.raises(SkinfastError, match=r"model.safetensors is cut off or broken"):
+        load_model(run.model_file)
+
+
+def test_model_without_description_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(SkinfastError, match="was not written by skinfast"):
+        load_model(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"epochs": 0}, "--epochs is 0; it needs to be at least 1"),
+        ({"batch_size": 0}, "--batch-size is 0"),
+        ({"image_size": 7}, "--image-size is 7; it needs to be from 8 to 1024"),
+        ({"lr": -1.0}, "--lr is -1.0; it needs to be above 0"),
+        ({"beta2": 1.0}, "--beta2 is 1.0"),
+        ({"label_smoothing": 1.0}, "--label-smoothing is 1.0"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"model": "vgg"}, "--model is 'vgg'; choose one of resnet50, cnn"),
+        ({"split": "patient"}, "--split is 'patient'"),
+    ],
+)
+def test_bad_settings_are_refused(setting, message):
+    with pytest.raises(SkinfastError, match=message):
+        TrainConfig(**setting)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"models": "cnn"}', '{"epochs": "three"}'])
+def test_broken_config_file_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(SkinfastError, match=r"config\.json"):
+        TrainConfig.load(tmp_path / "config.json")
+
+
+def test_continued_by_allows_more_epochs_and_nothing_that_makes_another_run():
+    config = TrainConfig()
+    assert config.continued_by({"epochs": 50, "model": "cnn"}).epochs == 50
+    with pytest.raises(SkinfastError, match=r"was started with --lr 0\.001, not 0\.1"):
+        config.continued_by({"lr": 0.1})
