@@ -14,3 +14,12 @@ def _compiler():
 @pytest.fixture(scope="session")
 def emulated_ops(_compiler):
     torch.ops.load_library(emulated.build_ops())
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """The emulation has one; PyTorch's others would spin beside it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
