@@ -7,6 +7,22 @@
 #endif
 
 STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
+  m.def(
+      "conv2d_relu(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, "
+      "int[2] dilation, int groups) -> Tensor");
+  m.def(
+      "conv2d_relu_backward(Tensor grad_output, Tensor output, Tensor input, Tensor weight, "
+      "int[2] stride, int[2] padding, int[2] dilation, int groups, bool want_input, "
+      "bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
+  m.def("linear_relu(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
+  m.def(
+      "linear_relu_backward(Tensor grad_output, Tensor output, Tensor input, Tensor weight, "
+      "bool want_input, bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
   m.def("add_relu(Tensor x, Tensor residual) -> Tensor");
   m.def("add_relu_backward(Tensor grad_output, Tensor output) -> Tensor");
+  m.def(
+      "adam_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+      "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] state_steps, *, float lr, Tensor? lr_tensor, "
+      "float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, "
+      "bool decoupled_weight_decay, Tensor? grad_scale, Tensor? found_inf) -> ()");
 }

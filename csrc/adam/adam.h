@@ -1,0 +1,285 @@
+// One step of Adam (Kingma and Ba, 2015; paper, section 3) for every parameter of a group.
+#pragma once
+
+#include <math.h>
+
+#include "core/isa.h"
+#include "core/scalar.h"
+
+namespace skinfast {
+
+// The settings of one call, equal for all its parameters.
+struct AdamOptions {
+  double beta1;
+  double beta2;
+  double weight_decay;
+  double eps;
+  bool maximize;
+  bool decoupled_weight_decay;
+};
+
+// One parameter: gradient and state lie in memory in its own order, `count` elements each.
+struct AdamTensor {
+  void* param;
+  const void* grad;
+  void* exp_avg;
+  void* exp_avg_sq;
+  void* max_exp_avg_sq;  // null without amsgrad
+  float* step;
+  int64_t count;
+};
+
+// The factors of the update of one parameter, computed in double, used in its arithmetic type A.
+template <typename A>
+struct AdamScalars {
+  A grad_factor;   // 1 / grad_scale; negative to maximize
+  A weight_decay;  // 0 where decoupled
+  A param_factor;  // 1 - lr * weight_decay where decoupled, else 1
+  A one_minus_beta1;
+  A beta2;
+  A one_minus_beta2;
+  A negative_step_size;     // -lr / (1 - beta1^step)
+  A bias_correction2_sqrt;  // sqrt(1 - beta2^step)
+  A eps;
+};
+
+// `step` counts the present one: it has been advanced already.
+SKINFAST_HOST_DEVICE AdamScalars<double> adam_scalars(const AdamOptions& options, double lr,
+                                                      double step, double grad_scale) {
+  const bool decoupled = options.decoupled_weight_decay;
+  return {(options.maximize ? -1.0 : 1.0) / grad_scale,
+          decoupled ? 0.0 : options.weight_decay,
+          decoupled ? 1.0 - lr * options.weight_decay : 1.0,
+          1.0 - options.beta1,
+          options.beta2,
+          1.0 - options.beta2,
+          -lr / (1.0 - pow(options.beta1, step)),
+          sqrt(1.0 - pow(options.beta2, step)),
+          options.eps};
+}
+
+template <typename A>
+SKINFAST_HOST_DEVICE AdamScalars<A> rounded(const AdamScalars<double>& s) {
+  return {
+      A(s.grad_factor), A(s.weight_decay),    A(s.param_factor),       A(s.one_minus_beta1),
+      A(s.beta2),       A(s.one_minus_beta2), A(s.negative_step_size), A(s.bias_correction2_sqrt),
+      A(s.eps)};
+}
+
+SKINFAST_HOST_DEVICE float square_root(float x) { return sqrtf(x); }
+SKINFAST_HOST_DEVICE double square_root(double x) { return sqrt(x); }
+
+// a * b rounded, never the first half of a fused multiply-add, whose other rounding would add up
+// over the steps. On the CPU a compiler flag sees to it (CMakeLists.txt).
+SKINFAST_HOST_DEVICE float product(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+SKINFAST_HOST_DEVICE double product(double a, double b) {
+#if defined(__CUDA_ARCH__)
+  return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
+// Element i, operation for operation as torch.optim.Adam computes it on one tensor (its fused
+// twin, which is algebraically the same, rounds elsewhere). State is rounded to T once, at the end.
+template <bool kAmsgrad, typename T, typename A>
+SKINFAST_HOST_DEVICE void adam_element(const AdamScalars<A>& s, T* param, const T* grad, T* exp_avg,
+                                       T* exp_avg_sq, T* max_exp_avg_sq, int64_t i) {
+  const A p = product(load(param[i]), s.param_factor);
+  A g = load(grad[i]) * s.grad_factor;
+  // Not unconditionally: 0 * p is NaN where p is infinite, and would spoil the state.
+  if (s.weight_decay != A(0)) g += s.weight_decay * p;
+
+  // torch.lerp: the form that is exact at both ends, beta1 = 0 and beta1 -> 1.
+  A m = load(exp_avg[i]);
+  m = s.one_minus_beta1 < A(0.5) ? m + s.one_minus_beta1 * (g - m)
+                                 : g - (g - m) * (A(1) - s.one_minus_beta1);
+  const A v = load(exp_avg_sq[i]) * s.beta2 + s.one_minus_beta2 * g * g;
+  A largest = v;
+  if constexpr (kAmsgrad) {
+    const A before = load(max_exp_avg_sq[i]);
+    largest = v > before || v != v ? v : before;  // NaN passes on, as in torch.maximum
+    max_exp_avg_sq[i] = store<T>(largest);
+  }
+  const A denominator = square_root(largest) / s.bias_correction2_sqrt + s.eps;
+
+  param[i] = store<T>(p + s.negative_step_size * m / denominator);
+  exp_avg[i] = store<T>(m);
+  exp_avg_sq[i] = store<T>(v);
+}
+
+// CPU kernel: the elements [begin, end) of one parameter.
+SKINFAST_DECLARE_KERNEL(void adam(DType dtype, const AdamTensor& tensor,
+                                  const AdamScalars<double>& scalars, int64_t begin, int64_t end))
+
+}  // namespace skinfast
+
+#ifdef SKINFAST_HOST_CODE
+#include <algorithm>
+
+#include "core/tensor.h"
+
+namespace skinfast {
+
+// A checked call. The pointers in `tensors` stay valid while it lives.
+struct AdamCall {
+  std::vector<AdamTensor> tensors;
+  std::vector<DType> dtypes;  // of tensors, one by one
+  Tensor first;               // params[0], for its device and stream
+  AdamOptions options;
+  double lr;
+  bool amsgrad;
+  // float32 with one element on the parameters' device, or null; lr_tensor replaces lr.
+  const float* lr_tensor;
+  const float* grad_scale;
+  const float* found_inf;
+  std::vector<Tensor> copied_grads;
+};
+
+// Equal but for dimensions of size 1, whose strides mean nothing.
+inline bool same_strides(const Tensor& a, const Tensor& b) {
+  const auto sizes = a.sizes(), first = a.strides(), second = b.strides();
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] > 1 && first[i] != second[i]) return false;
+  }
+  return true;
+}
+
+// Whether the elements fill one range of memory, each once, in whatever order of dimensions.
+inline bool is_dense(const Tensor& tensor) {
+  if (tensor.is_contiguous()) return true;
+  std::vector<std::pair<int64_t, int64_t>> dimensions;  // (stride, size)
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    if (tensor.size(i) > 1) dimensions.emplace_back(tensor.stride(i), tensor.size(i));
+  }
+  std::sort(dimensions.begin(), dimensions.end());
+  int64_t expected = 1;
+  for (const auto& [stride, size] : dimensions) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+inline std::string item_name(const char* list, size_t i) {
+  return std::string(list).append("[").append(std::to_string(i)).append("]");
+}
+
+// Shape, dtype and device of list[i] are those of params[i].
+inline void check_like_param(const char* list, size_t i, const Tensor& tensor,
+                             const Tensor& param) {
+  const auto sizes = tensor.sizes(), needed = param.sizes();
+  if (tensor.scalar_type() == param.scalar_type() && tensor.is_cuda() == param.is_cuda() &&
+      tensor.get_device_index() == param.get_device_index() && sizes.size() == needed.size() &&
+      std::equal(sizes.begin(), sizes.end(), needed.begin())) {
+    return;  // the names below are made for a message only
+  }
+  const std::string name = item_name(list, i), param_name = item_name("params", i);
+  check_same_device("adam_", name.c_str(), tensor, param_name.c_str(), param);
+  check_same_dtype("adam_", name.c_str(), tensor, param_name.c_str(), param);
+  check_shape("adam_", name.c_str(), tensor, shape_of(param));
+}
+
+inline void* state_pointer(const char* list, size_t i, const Tensor& state, const Tensor& param) {
+  check_like_param(list, i, state, param);
+  SKINFAST_CHECK(same_strides(state, param), "adam_: ", list, "[", i,
+                 "] has other strides than params[", i,
+                 "]; it needs the same, as zeros_like gives");
+  return state.mutable_data_ptr();
+}
+
+// The value of one float32 on the parameters' device.
+inline float* scalar_pointer(const std::string& name, const Tensor& scalar, const Tensor& param) {
+  check_same_device("adam_", name.c_str(), scalar, "params[0]", param);
+  check_dtype("adam_", name.c_str(), scalar, ScalarType::Float);
+  SKINFAST_CHECK(scalar.numel() == 1, "adam_: ", name, " has ", scalar.numel(),
+                 " elements; it needs 1");
+  return static_cast<float*>(scalar.mutable_data_ptr());
+}
+
+inline const float* scalar_pointer(const char* name, const std::optional<Tensor>& scalar,
+                                   const Tensor& param) {
+  return scalar.has_value() ? scalar_pointer(std::string(name), *scalar, param) : nullptr;
+}
+
+inline void check_length(const char* list, const std::vector<Tensor>& tensors, size_t needed) {
+  SKINFAST_CHECK(tensors.size() == needed, "adam_: ", list, " has ", tensors.size(),
+                 " tensors; it needs ", needed);
+}
+
+inline void check_options(double lr, const AdamOptions& options) {
+  SKINFAST_CHECK(lr >= 0, "adam_: lr has the value ", lr, "; it needs one of at least 0");
+  SKINFAST_CHECK(options.beta1 >= 0 && options.beta1 < 1, "adam_: beta1 has the value ",
+                 options.beta1, "; it needs one in [0, 1)");
+  SKINFAST_CHECK(options.beta2 >= 0 && options.beta2 < 1, "adam_: beta2 has the value ",
+                 options.beta2, "; it needs one in [0, 1)");
+  SKINFAST_CHECK(options.weight_decay >= 0, "adam_: weight_decay has the value ",
+                 options.weight_decay, "; it needs one of at least 0");
+  SKINFAST_CHECK(options.eps >= 0, "adam_: eps has the value ", options.eps,
+                 "; it needs one of at least 0");
+}
+
+// The op; `kRun` is a backend's part of it. All is checked before anything is written.
+template <void (*kRun)(const AdamCall&)>
+void adam_host(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
+               const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
+               const std::vector<Tensor>& max_exp_avg_sqs, const std::vector<Tensor>& state_steps,
+               double lr, const std::optional<Tensor>& lr_tensor, double beta1, double beta2,
+               double weight_decay, double eps, bool amsgrad, bool maximize,
+               bool decoupled_weight_decay, const std::optional<Tensor>& grad_scale,
+               const std::optional<Tensor>& found_inf) {
+  const size_t count = params.size();
+  const AdamOptions options{beta1, beta2, weight_decay, eps, maximize, decoupled_weight_decay};
+  check_options(lr, options);
+  check_length("grads", grads, count);
+  check_length("exp_avgs", exp_avgs, count);
+  check_length("exp_avg_sqs", exp_avg_sqs, count);
+  check_length("max_exp_avg_sqs", max_exp_avg_sqs, amsgrad ? count : 0);
+  check_length("state_steps", state_steps, count);
+  if (count == 0) return;
+
+  AdamCall call{{},
+                {},
+                params[0],
+                options,
+                lr,
+                amsgrad,
+                scalar_pointer("lr_tensor", lr_tensor, params[0]),
+                scalar_pointer("grad_scale", grad_scale, params[0]),
+                scalar_pointer("found_inf", found_inf, params[0]),
+                {}};
+  call.tensors.reserve(count);
+  call.dtypes.reserve(count);
+  for (size_t i = 0; i < count; ++i) {
+    const Tensor& param = params[i];
+    const std::string name = item_name("params", i);
+    check_floating("adam_", name.c_str(), param);
+    check_same_device("adam_", name.c_str(), param, "params[0]", params[0]);
+    SKINFAST_CHECK(is_dense(param), "adam_: ", name,
+                   " has gaps or overlaps in memory; it needs a dense layout, as clone() gives");
+    check_like_param("grads", i, grads[i], param);
+    Tensor grad = grads[i];
+    if (!same_strides(grad, param)) {
+      grad = torch::stable::empty_like(param);
+      torch::stable::copy_(grad, grads[i]);
+      call.copied_grads.push_back(grad);
+    }
+    call.tensors.push_back(
+        {param.mutable_data_ptr(), grad.const_data_ptr(),
+         state_pointer("exp_avgs", i, exp_avgs[i], param),
+         state_pointer("exp_avg_sqs", i, exp_avg_sqs[i], param),
+         amsgrad ? state_pointer("max_exp_avg_sqs", i, max_exp_avg_sqs[i], param) : nullptr,
+         scalar_pointer(item_name("state_steps", i), state_steps[i], params[0]), param.numel()});
+    call.dtypes.push_back(dtype_of(param));
+  }
+  kRun(call);
+}
+
+}  // namespace skinfast
+#endif

@@ -1,0 +1,85 @@
+// Vectors as wide as the instruction set that a CPU kernel is being compiled for, on the compiler's
+// vector extensions: `a * b + c` and `load_vector` are all that kernels need. Included inside CPU
+// kernel files only; the namespace keeps one instruction set's code out of another's.
+#pragma once
+
+#include "core/scalar.h"
+
+#if defined(__AVX512F__)
+#define SKINFAST_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define SKINFAST_VECTOR_BYTES 32
+#else
+#define SKINFAST_VECTOR_BYTES 16
+#endif
+
+namespace skinfast::SKINFAST_ISA {
+
+// A vector of accumulators: float or double lanes.
+template <typename A>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(SKINFAST_VECTOR_BYTES)));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(SKINFAST_VECTOR_BYTES)));
+};
+template <typename A>
+using vector_t = typename VectorOf<A>::type;
+
+template <typename A>
+constexpr int kLanes = SKINFAST_VECTOR_BYTES / static_cast<int>(sizeof(A));
+
+SKINFAST_HOST_DEVICE vector_t<float> load_vector(const float* source) {
+  vector_t<float> result;
+  memcpy(&result, source, sizeof(result));
+  return result;
+}
+SKINFAST_HOST_DEVICE vector_t<double> load_vector(const double* source) {
+  vector_t<double> result;
+  memcpy(&result, source, sizeof(result));
+  return result;
+}
+SKINFAST_HOST_DEVICE vector_t<float> load_vector(const BFloat16* source) {
+  typedef uint16_t Narrow __attribute__((vector_size(SKINFAST_VECTOR_BYTES / 2)));
+  typedef uint32_t Wide __attribute__((vector_size(SKINFAST_VECTOR_BYTES)));
+  Narrow narrow;
+  memcpy(&narrow, source, sizeof(narrow));
+  const Wide wide = __builtin_convertvector(narrow, Wide) << 16;
+  return reinterpret_cast<vector_t<float>>(wide);
+}
+
+SKINFAST_HOST_DEVICE void store_vector(float* target, vector_t<float> value) {
+  memcpy(target, &value, sizeof(value));
+}
+SKINFAST_HOST_DEVICE void store_vector(double* target, vector_t<double> value) {
+  memcpy(target, &value, sizeof(value));
+}
+SKINFAST_HOST_DEVICE void store_vector(BFloat16* target, vector_t<float> value) {
+  // A plain loop: compilers vectorise it with the rounding that Store<BFloat16> defines.
+  for (int i = 0; i < kLanes<float>; ++i) target[i] = store<BFloat16>(value[i]);
+}
+
+// The first `count` lanes; the rest are zero.
+template <typename T>
+SKINFAST_HOST_DEVICE vector_t<accumulate_t<T>> load_partial(const T* source, int count) {
+  vector_t<accumulate_t<T>> result{};
+  for (int i = 0; i < count; ++i) result[i] = load(source[i]);
+  return result;
+}
+template <typename T>
+SKINFAST_HOST_DEVICE void store_partial(T* target, vector_t<accumulate_t<T>> value, int count) {
+  for (int i = 0; i < count; ++i) target[i] = store<T>(accumulate_t<T>(value[i]));
+}
+
+// The sum of the lanes, in order.
+template <typename A, typename V>
+SKINFAST_HOST_DEVICE A sum_lanes(V value) {
+  A sum = 0;
+  for (int i = 0; i < kLanes<A>; ++i) sum += value[i];
+  return sum;
+}
+
+}  // namespace skinfast::SKINFAST_ISA

@@ -1,0 +1,246 @@
+"""Fused convolution, bias and ReLU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skinfast.ops._library import (
+    SampleInput,
+    layout_of,
+    refuse_double_backward,
+    register_lower_precision,
+)
+
+_SMALL_CHANNELS = 16
+_SMALL_KERNEL = 7
+
+
+def conv2d_relu(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    r"""``relu(conv2d(input, weight, bias))``; arguments as ``torch.nn.functional.conv2d``.
+
+    .. math:: y_{nkpq} = \max\Big(b_k + \sum_{crs} w_{kcrs} \, x_{n,c,p+r-\pi,q+s-\pi}, \; 0\Big)
+
+    (stride 1, padding :math:`\pi`). Section 4.3 of the paper; the gradient (its equation 5) passes
+    where ``y > 0`` and is masked in the same pass that sums the bias gradient.
+
+    Convolutions of at most 16 channels in and out, kernels up to 7x7, stride 1, dilation 1 and one
+    group run on kernels of skinfast; all others on PyTorch's convolution. On the CPU the kernels
+    work with the batch stored last (:func:`batch_last`): an input stored so is not copied and
+    its output is stored so too.
+
+    Args:
+        input: ``[N, C, H, W]``, float32, float64, bfloat16 or (CUDA) float16.
+        weight: ``[K, C / groups, R, S]``, of input's dtype and device.
+        bias: ``[K]`` or None.
+        stride, padding, dilation: one number or (vertical, horizontal); padding also "valid", or
+            "same" where the padding is equal on both sides.
+        groups: divides C and K.
+
+    Returns:
+        ``[N, K, P, Q]``; channels_last where input or weight is, as PyTorch's convolution.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices do not fit; the message names the argument.
+    """
+    stride, dilation = _pair(stride), _pair(dilation)
+    return torch.ops.skinfast.conv2d_relu(
+        input, weight, bias, stride, _padding(padding, weight, stride, dilation), dilation, groups
+    )
+
+
+def batch_last(x: Tensor) -> Tensor:
+    """The values of x ``[N, C, H, W]``, stored as ``[C, H, W, N]``; no copy if they are already."""
+    return x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+
+
+def reference(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """The same in pure PyTorch."""
+    return torch.relu(
+        torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    )
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    if len(value) != 2:
+        raise RuntimeError(f"conv2d_relu: {tuple(value)} was given where one or two numbers fit")
+    return value[0], value[1]
+
+
+def _padding(
+    padding: int | tuple[int, int] | str,
+    weight: Tensor,
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[int, int]:
+    if not isinstance(padding, str):
+        return _pair(padding)
+    if padding == "valid":
+        return 0, 0
+    if padding != "same":
+        raise RuntimeError(
+            f"conv2d_relu: padding is {padding!r}; it needs 'same', 'valid' or numbers"
+        )
+    totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    if stride != (1, 1) or any(total % 2 for total in totals):
+        raise RuntimeError(
+            "conv2d_relu: padding='same' needs stride 1 and an odd kernel; pad the input instead"
+        )
+    return totals[0] // 2, totals[1] // 2
+
+
+# --- fake kernels: the layouts that the real ones return ------------------------------------------
+
+
+def _layout(input: Tensor, weight: Tensor) -> torch.memory_format:
+    layout = layout_of(input)
+    return layout if layout == torch.channels_last else layout_of(weight)
+
+
+def _keeps_batch_last(
+    input: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> bool:
+    """The twin of is_small_conv2d and is_batch_last in csrc/conv2d_relu."""
+    small = (
+        groups == 1
+        and [*stride, *dilation] == [1, 1, 1, 1]
+        and input.shape[1] <= _SMALL_CHANNELS
+        and weight.shape[0] <= _SMALL_CHANNELS
+        and max(weight.shape[2:]) <= _SMALL_KERNEL
+        and padding[0] < weight.shape[2]
+        and padding[1] < weight.shape[3]
+    )
+    return (
+        small
+        and input.device.type == "cpu"
+        and input.numel() > 0
+        and not input.is_contiguous()
+        and not input.is_contiguous(memory_format=torch.channels_last)
+        and input.permute(1, 2, 3, 0).is_contiguous()
+    )
+
+
+def _empty(shape: list[int], input: Tensor, weight: Tensor, keep: bool) -> Tensor:
+    if keep:
+        n, k, p, q = shape
+        return input.new_empty((k, p, q, n)).permute(3, 0, 1, 2)
+    return torch.empty(
+        shape, dtype=input.dtype, device=input.device, memory_format=_layout(input, weight)
+    )
+
+
+@torch.library.register_fake("skinfast::conv2d_relu")
+def _(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    extents = zip(input.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    spatial = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in extents]
+    keep = _keeps_batch_last(input, weight, stride, padding, dilation, groups)
+    return _empty([input.shape[0], weight.shape[0], *spatial], input, weight, keep)
+
+
+@torch.library.register_fake("skinfast::conv2d_relu_backward")
+def _(
+    grad_output: Tensor,
+    output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    want_input: bool,
+    want_weight: bool,
+    want_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    keep = _keeps_batch_last(input, weight, stride, padding, dilation, groups)
+    nothing = input.new_empty(0)
+    grad_input = _empty(list(input.shape), input, weight, keep) if want_input else nothing
+    grad_weight = (
+        torch.empty_like(weight, memory_format=layout_of(weight)) if want_weight else nothing
+    )
+    return grad_input, grad_weight, input.new_empty(weight.shape[0]) if want_bias else nothing
+
+
+# --- autograd and autocast ------------------------------------------------------------------------
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weight, _, *ctx.arguments = inputs
+    ctx.save_for_backward(input, weight, output)
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+    input, weight, output = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[:3]
+    grads = torch.ops.skinfast.conv2d_relu_backward(
+        grad_output, output, input, weight, *ctx.arguments, *wanted
+    )
+    needed = [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
+    return *needed, None, None, None, None
+
+
+torch.library.register_autograd("skinfast::conv2d_relu", _backward, setup_context=_setup_context)
+refuse_double_backward("conv2d_relu_backward")
+register_lower_precision("conv2d_relu", 0, 1, 2)
+
+
+# Sums of up to 16 * 7 * 7 products, and weight gradients over a whole batch, in another order than
+# oneDNN's: both sides are a few 1e-6 of the largest term from float64.
+TOLERANCES = {torch.float32: {"rtol": 2e-5, "atol": 2e-5}}
+
+
+def sample_inputs(device: str, dtype: torch.dtype) -> Iterator[SampleInput]:
+    """The CNN's three layers, full and partial vectors of images, and the general path."""
+    generator = torch.Generator().manual_seed(0)
+
+    def tensor(*shape: int) -> Tensor:
+        values = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return values.to(device, dtype).requires_grad_()
+
+    def sample(name: str, x: tuple[int, ...], w: tuple[int, ...], **kwargs: Any) -> SampleInput:
+        bias = tensor(w[0]) if kwargs.pop("with_bias", True) else None
+        return SampleInput(name, (tensor(*x), tensor(*w), bias), kwargs)
+
+    yield sample("cnn1", (33, 3, 8, 8), (10, 3, 3, 3), padding="same")
+    yield sample("cnn2", (16, 10, 7, 5), (10, 10, 5, 5), padding="same")
+    yield sample("cnn3", (3, 10, 10, 10), (10, 10, 7, 7), padding=3)
+    yield sample("16-to-13", (5, 16, 4, 20), (13, 16, 2, 3), padding=(0, 2), with_bias=False)
+    yield sample("map-smaller-than-kernel", (2, 1, 2, 1), (1, 1, 5, 3), padding=(4, 1))
+    yield sample("tall", (2, 2, 35, 3), (4, 2, 3, 3), padding=1)
+    yield sample("strided", (2, 3, 9, 9), (8, 3, 3, 3), stride=2, padding=1)
+    yield sample("dilated-grouped", (2, 4, 9, 8), (6, 2, 3, 3), dilation=(2, 1), groups=2)
+    yield sample("wide", (2, 32, 5, 5), (24, 32, 1, 1), with_bias=False)
+    yield sample("empty", (0, 3, 8, 8), (10, 3, 3, 3), padding=1)

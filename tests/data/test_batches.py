@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from skinfast.data import DeviceBatches
+from skinfast.errors import SkinfastError
+
+GENERATOR = torch.Generator().manual_seed(0)
+IMAGES = torch.randint(0, 256, (23, 8, 8, 3), dtype=torch.uint8, generator=GENERATOR)
+# Labels are the images' numbers, to tell which image a batch holds.
+NUMBERS = torch.arange(23)
+MEAN, STD = (0.76, 0.55, 0.57), (0.14, 0.15, 0.17)
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    ),
+]
+
+
+def batches(**changes: Any) -> DeviceBatches:
+    options: dict[str, Any] = {
+        "images": IMAGES,
+        "labels": NUMBERS,
+        "indices": np.arange(23),
+        "batch_size": 5,
+        "device": "cpu",
+        "mean": MEAN,
+        "std": STD,
+        "shuffle": True,
+    }
+    return DeviceBatches(**{**options, **changes})
+
+
+def normalised(numbers: torch.Tensor) -> torch.Tensor:
+    values = IMAGES[numbers].double() / 255
+    values = (values - torch.tensor(MEAN).double()) / torch.tensor(STD).double()
+    return values.permute(0, 3, 1, 2)
+
+
+def order(loader: DeviceBatches) -> list[int]:
+    return torch.cat([labels for _, labels in loader]).tolist()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_equal_to_the_plain_way(device: str, channels_last: bool, shuffle: bool) -> None:
+    loader = batches(device=device, channels_last=channels_last, shuffle=shuffle)
+    for images, numbers in loader:
+        assert images.device.type == numbers.device.type == device
+        assert images.dtype == torch.float32
+        assert numbers.dtype == torch.int64
+        form = torch.channels_last if channels_last else torch.contiguous_format
+        assert images.is_contiguous(memory_format=form)
+        expected = normalised(numbers.cpu()).float()
+        torch.testing.assert_close(images.cpu(), expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtypes(dtype: torch.dtype) -> None:
+    for images, numbers in batches(dtype=dtype):
+        assert images.dtype == dtype
+        torch.testing.assert_close(images.double(), normalised(numbers), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "drop_last", "sizes"),
+    [
+        (5, False, [5, 5, 5, 5, 3]),
+        (5, True, [5, 5, 5, 5]),
+        (23, True, [23]),
+        (100, False, [23]),
+        (1, True, [1] * 23),
+    ],
+)
+def test_batch_sizes(batch_size: int, drop_last: bool, sizes: list[int]) -> None:
+    loader = batches(batch_size=batch_size, drop_last=drop_last)
+    assert len(loader) == len(sizes)
+    assert [len(labels) for _, labels in loader] == sizes
+
+
+def test_without_shuffle_in_the_order_of_the_indices() -> None:
+    indices = [4, 4, 20, 0, 7, 7, 7]
+    assert order(batches(indices=indices, shuffle=False)) == indices
+
+
+def test_every_image_once_an_epoch() -> None:
+    loader = batches(indices=np.arange(3, 20))
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        assert sorted(order(loader)) == list(range(3, 20))
+
+
+def test_order_follows_from_seed_and_epoch_alone() -> None:
+    orders = []
+    for seed in range(3):
+        for epoch in range(3):
+            loader = batches(seed=seed)
+            loader.set_epoch(epoch)
+            assert order(loader) == order(loader)
+            other = batches(seed=seed, batch_size=7, augment=True)
+            other.set_epoch(epoch)
+            assert order(loader) == order(other)
+            orders.append(tuple(order(loader)))
+    assert len(set(orders)) == len(orders)
+
+
+def mirrorings(loader: DeviceBatches) -> dict[int, tuple[bool, bool]]:
+    """For each image whether it came left-right and top-bottom mirrored; fails if neither fits."""
+    seen = {}
+    for images, numbers in loader:
+        for image, number in zip(images, numbers, strict=True):
+            plain = normalised(number[None])[0].float()
+            for x in (False, True):
+                for y in (False, True):
+                    axes = [axis for axis, wanted in ((2, x), (1, y)) if wanted]
+                    if torch.allclose(image, plain.flip(axes), atol=1e-5):
+                        seen[int(number)] = (x, y)
+    return seen
+
+
+def test_mirroring() -> None:
+    loader = batches(augment=True)
+    seen = [mirrorings(loader)]
+    assert seen[0] == mirrorings(batches(augment=True, batch_size=9))
+    for epoch in range(1, 12):
+        loader.set_epoch(epoch)
+        seen.append(mirrorings(loader))
+    assert all(len(epoch) == 23 for epoch in seen)
+    flags = np.array([[epoch[i] for i in range(23)] for epoch in seen])  # [12, 23, 2]
+    assert np.all(np.abs(flags.mean(axis=(0, 1)) - 0.5) < 0.1)
+    assert abs(np.mean(flags[..., 0] == flags[..., 1]) - 0.5) < 0.1  # independent of each other
+    assert len({tuple(sorted(epoch.items())) for epoch in seen}) == len(seen)
+
+
+def test_mirroring_leaves_the_dataset_alone() -> None:
+    before = IMAGES.clone()
+    list(batches(augment=True))
+    assert torch.equal(IMAGES, before)
+
+
+def test_images_on_the_device_are_shared() -> None:
+    assert batches().images.data_ptr() == IMAGES.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": IMAGES.float()}, r"give uint8 \[N, H, W, 3\]"),
+        ({"images": IMAGES[..., :2]}, r"give uint8 \[N, H, W, 3\]"),
+        ({"labels": NUMBERS[:-1]}, r"give int64 \[23\]"),
+        ({"labels": NUMBERS.float()}, r"give int64 \[23\]"),
+        ({"indices": []}, r"give at least one, integer \[M\]"),
+        ({"indices": [[0]]}, r"give at least one, integer \[M\]"),
+        ({"indices": [0.5]}, r"give at least one, integer \[M\]"),
+        ({"indices": [0, 23]}, "indices reach from 0 to 23; there are images 0 to 22"),
+        ({"indices": [-1, 3]}, "indices reach from -1 to 3; there are images 0 to 22"),
+        ({"batch_size": 0}, "batch size is 0; choose 1 or more"),
+        ({"batch_size": 24, "drop_last": True}, "23 images make no full batch of 24"),
+        ({"std": (0.1, 0.0, 0.1)}, "std above 0"),
+        ({"mean": (0.1, 0.1)}, "give three numbers each"),
+        ({"dtype": torch.int32}, "choose a floating-point dtype"),
+        ({"seed": -1}, "seed is -1; choose 0 or more"),
+    ],
+)
+def test_refusals(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(SkinfastError, match=message):
+        batches(**change)

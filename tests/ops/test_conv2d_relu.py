@@ -1,0 +1,95 @@
+"""conv2d_relu: layouts, padding by name, both ways of computing, threads, bad input."""
+
+import pytest
+import torch
+
+from skinfast.ops._library import SampleInput
+from skinfast.ops.conv2d_relu import batch_last, conv2d_relu, reference
+from skinfast.testing import outputs_and_gradients
+
+
+def cnn_layer(images=20, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(images, 10, 9, 9), (10, 10, 5, 5), (10,)]
+    return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+
+
+def test_batch_last_input_gives_batch_last_output_and_gradient_without_a_copy():
+    x, weight, bias = cnn_layer()
+    stored = batch_last(x.detach()).requires_grad_()
+    assert torch.equal(stored, x) and batch_last(stored).data_ptr() == stored.data_ptr()
+    output = conv2d_relu(stored, weight, bias, padding=2)
+    assert output.permute(1, 2, 3, 0).is_contiguous()
+    torch.testing.assert_close(output, reference(x, weight, bias, padding=2), rtol=2e-5, atol=2e-5)
+    (grad,) = torch.autograd.grad(output.sum(), stored)
+    assert grad.permute(1, 2, 3, 0).is_contiguous()
+
+
+@pytest.mark.parametrize("images", [1, 15, 16, 17, 31, 32, 33, 64])
+def test_every_number_of_images_fills_its_vectors(images):
+    x, weight, bias = cnn_layer(images)
+    torch.testing.assert_close(
+        conv2d_relu(x, weight, bias, padding="same"),
+        reference(x, weight, bias, padding="same"),
+        rtol=2e-5,
+        atol=2e-5,
+    )
+
+
+def test_result_does_not_depend_on_the_number_of_threads():
+    sample = SampleInput("", tuple(cnn_layer(40)), {"padding": 2})
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(outputs_and_gradients(conv2d_relu, sample))
+    finally:
+        torch.set_num_threads(before)
+    for key, value in results[0].items():
+        assert torch.equal(value, results[1][key]) and torch.equal(value, results[2][key]), key
+
+
+def test_only_wanted_gradients_are_computed():
+    x, weight, bias = cnn_layer()
+    frozen = conv2d_relu(x.detach(), weight, bias)
+    assert torch.autograd.grad(frozen.sum(), [weight, bias])[0].shape == weight.shape
+    x_only = conv2d_relu(x, weight.detach(), None)
+    assert torch.autograd.grad(x_only.sum(), x)[0].shape == x.shape
+
+
+def test_weight_gradient_takes_the_layout_of_the_weight():
+    x, weight, bias = cnn_layer()
+    last = weight.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    conv2d_relu(x, last, bias).sum().backward()
+    assert last.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+ONES = torch.ones
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        ((ONES(3, 8, 8), ONES(10, 3, 3, 3)), {}, r"input has shape \[3, 8, 8\]; it needs 4 dim"),
+        ((ONES(1, 3, 8, 8), ONES(10, 3, 3)), {}, r"weight has shape \[10, 3, 3\]; it needs 4 dim"),
+        ((ONES(1, 4, 8, 8), ONES(10, 3, 3, 3)), {}, "input has 4 channels and needs"),
+        ((ONES(1, 4, 8, 8), ONES(9, 2, 3, 3)), {"groups": 2}, "they need to divide into 2 groups"),
+        ((ONES(1, 4, 8, 8), ONES(9, 2, 3, 3)), {"groups": 0}, "groups is 0"),
+        ((ONES(1, 3, 2, 8), ONES(10, 3, 3, 3)), {}, "it is smaller than the kernel"),
+        ((ONES(1, 3, 8, 8), ONES(10, 3, 3, 3)), {"stride": 0}, "stride 0, "),
+        ((ONES(1, 3, 8, 8), ONES(10, 3, 3, 3)), {"stride": (1, 2, 3)}, "one or two numbers"),
+        ((ONES(1, 3, 8, 8), ONES(10, 3, 3, 3)), {"padding": "reflect"}, "padding is 'reflect'"),
+        ((ONES(1, 3, 8, 8), ONES(10, 3, 2, 2)), {"padding": "same"}, "an odd kernel"),
+        ((ONES(1, 3, 8, 8), ONES(10, 3, 3, 3).double()), {}, "weight has dtype float64"),
+        ((ONES(1, 3, 8, 8).int(), ONES(10, 3, 3, 3).int()), {}, "input has dtype int32"),
+        (
+            (ONES(1, 3, 8, 8), ONES(10, 3, 3, 3), ONES(9)),
+            {},
+            r"bias has shape \[9\]; it needs \[10",
+        ),
+    ],
+)
+def test_bad_input_is_refused_by_name(args, kwargs, message):
+    with pytest.raises(RuntimeError, match=f"^conv2d_relu: .*{message}"):
+        conv2d_relu(*args, **kwargs)
