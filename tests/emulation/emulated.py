@@ -74,7 +74,7 @@ def build_library(
     flags = [*FLAGS, *(flags or []), *(SANITIZE if sanitized else [])]
     if _gcc_version() >= 12:  # a local variable that was never written holds a visible pattern
         flags.append("-ftrivial-auto-var-init=pattern")
-    headers = [*sorted(CSRC.rglob("*.h")), *sorted(HERE.glob("*.h"))]
+    headers = sorted(p for p in [*CSRC.rglob("*"), *HERE.glob("*")] if p.suffix in (".h", ".cuh"))
 
     def compile_one(source: Path) -> Path:
         result = folder / f"{source.stem}.o"
