@@ -25,4 +25,23 @@ STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
       "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] state_steps, *, float lr, Tensor? lr_tensor, "
       "float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, "
       "bool decoupled_weight_decay, Tensor? grad_scale, Tensor? found_inf) -> ()");
+  m.def(
+      "batch_norm_relu(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, "
+      "Tensor? running_var, bool training, float eps, bool relu) "
+      "-> (Tensor output, Tensor mask, Tensor mean, Tensor variance)");
+  m.def(
+      "batch_norm_relu_backward(Tensor grad_output, Tensor x, Tensor mask, Tensor mean, "
+      "Tensor variance, Tensor? weight, bool training, float eps, bool needs_grad_x) "
+      "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
+  m.def(
+      "batch_norm_add_relu(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, "
+      "Tensor? running_mean, Tensor? running_var, bool training, float eps) "
+      "-> (Tensor output, Tensor mask, Tensor mean, Tensor variance)");
+  m.def(
+      "batch_norm_add_relu_backward(Tensor grad_output, Tensor x, Tensor mask, Tensor mean, "
+      "Tensor variance, Tensor? weight, bool training, float eps) "
+      "-> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
+  m.def(
+      "batch_norm_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, "
+      "Tensor variance, int count, float momentum) -> ()");
 }

@@ -1,0 +1,404 @@
+// The CUDA kernels of batch_norm_relu and batch_norm_add_relu. Reductions have two stages: blocks
+// leave partial results [parts, C], and combine_kernel merges those of a channel in a fixed order.
+#pragma once
+
+#include "batch_norm_relu/batch_norm_relu.h"
+#include "core/cuda.h"
+
+namespace skinfast {
+
+// Threads of a block as [y, x]: x runs along columns or channels, y along what is reduced.
+__device__ __forceinline__ int thread_in_block() { return threadIdx.y * blockDim.x + threadIdx.x; }
+
+// Merge the values of the threads of equal threadIdx.x into those of threadIdx.y 0; each thread
+// owns kWidth of `shared`. blockDim.y is a power of two.
+template <int kWidth, typename Value>
+__device__ __forceinline__ void merge_block(Value* shared) {
+  Value* own = shared + thread_in_block() * kWidth;
+  for (int half = blockDim.y / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (static_cast<int>(threadIdx.y) < half) {
+      const Value* other = own + half * blockDim.x * kWidth;
+      for (int k = 0; k < kWidth; ++k) own[k] = merge(own[k], other[k]);
+    }
+  }
+}
+
+// --- what the reductions accumulate ------------------------------------------------------------
+
+template <typename A>
+__device__ __forceinline__ Moments<A> merge(Moments<A> a, Moments<A> b) {
+  return merge_moments(a, b);
+}
+
+template <typename T>
+struct ForwardReduction {
+  using A = accumulate_t<T>;
+  using Partial = Moments<A>;
+  using Total = Moments<double>;
+  template <int kWidth>
+  struct Elements {
+    Vector<T, kWidth> x;
+  };
+  struct State {
+    A count, pivot, sum, squares;
+  };
+
+  BatchNormForward a;
+
+  __device__ State start(int64_t) const { return {0, 0, 0, 0}; }
+
+  template <int kWidth>
+  __device__ Elements<kWidth> read(int64_t index) const {
+    return {*reinterpret_cast<const Vector<T, kWidth>*>(static_cast<const T*>(a.x) + index)};
+  }
+
+  template <int kWidth>
+  __device__ void add(State& state, const Elements<kWidth>& elements, int k) const {
+    const A x = load(elements.x.values[k]);
+    if (state.count == A(0)) state.pivot = x;
+    const A deviation = x - state.pivot;
+    state.count += A(1);
+    state.sum += deviation;
+    state.squares += deviation * deviation;
+  }
+
+  __device__ static Partial finish(const State& state) {
+    if (state.count == A(0)) return {0, 0, 0, 0};
+    return shifted_moments(state.count, state.pivot, state.sum, state.squares);
+  }
+
+  __device__ static Total widen(const Partial& p) { return {p.count, p.pivot, p.offset, p.m2}; }
+
+  __device__ void set_channel(int64_t channel, const Total& total) const {
+    set_forward_channel<A>(a, channel, total.pivot + total.offset, total.m2 / total.count);
+  }
+};
+
+template <typename A>
+struct GradientSums {
+  A sum, dot;
+};
+
+template <typename A>
+__device__ __forceinline__ GradientSums<A> merge(GradientSums<A> a, GradientSums<A> b) {
+  return {a.sum + b.sum, a.dot + b.dot};
+}
+
+template <typename T>
+struct BackwardReduction {
+  using A = accumulate_t<T>;
+  using Partial = GradientSums<A>;
+  using Total = GradientSums<double>;
+  template <int kWidth>
+  struct Elements {
+    Vector<T, kWidth> grad, x;
+    uint32_t bits;
+  };
+  struct State {
+    A mean, sum, dot;
+  };
+
+  BatchNormBackward a;
+
+  __device__ State start(int64_t channel) const {
+    return {static_cast<const A*>(a.mean)[channel], 0, 0};
+  }
+
+  // index is a multiple of kWidth, so that the bits are within one byte.
+  template <int kWidth>
+  __device__ Elements<kWidth> read(int64_t index) const {
+    using V = Vector<T, kWidth>;
+    return {*reinterpret_cast<const V*>(static_cast<const T*>(a.grad_output) + index),
+            *reinterpret_cast<const V*>(static_cast<const T*>(a.x) + index),
+            a.mask == nullptr ? 0xffu : static_cast<uint32_t>(a.mask[index / 8]) >> (index % 8)};
+  }
+
+  template <int kWidth>
+  __device__ void add(State& state, const Elements<kWidth>& elements, int k) const {
+    const A grad = (elements.bits >> k & 1u) != 0 ? load(elements.grad.values[k]) : A(0);
+    state.sum += grad;
+    state.dot += grad * (load(elements.x.values[k]) - state.mean);
+  }
+
+  __device__ static Partial finish(const State& state) { return {state.sum, state.dot}; }
+
+  __device__ static Total widen(const Partial& p) { return {p.sum, p.dot}; }
+
+  __device__ void set_channel(int64_t channel, const Total& total) const {
+    set_backward_channel<A>(a, channel, total.sum, total.dot);
+  }
+};
+
+// --- stage one ---------------------------------------------------------------------------------
+
+// group is 1: a thread takes kWidth neighbouring channels and every blockDim.y-th row of its
+// block's rows.
+template <typename Reduction, int kWidth>
+__global__ void reduce_rows_kernel(Reduction reduction, int64_t rows_per_block,
+                                   typename Reduction::Partial* partials) {
+  __shared__ typename Reduction::Partial shared[kThreads * kWidth];
+  const BatchNormShape& shape = reduction.a.shape;
+  const int64_t column = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kWidth;
+  const bool inside = column < shape.columns;
+  const int64_t begin = blockIdx.y * rows_per_block;
+  const int64_t end = begin + rows_per_block < shape.rows ? begin + rows_per_block : shape.rows;
+
+  typename Reduction::State states[kWidth];
+#pragma unroll
+  for (int k = 0; k < kWidth; ++k) states[k] = reduction.start(inside ? column + k : 0);
+  for (int64_t row = begin + threadIdx.y; inside && row < end; row += blockDim.y) {
+    const auto elements = reduction.template read<kWidth>(row * shape.columns + column);
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) reduction.add(states[k], elements, k);
+  }
+
+  typename Reduction::Partial* own = shared + thread_in_block() * kWidth;
+#pragma unroll
+  for (int k = 0; k < kWidth; ++k) own[k] = Reduction::finish(states[k]);
+  merge_block<kWidth>(shared);
+  if (threadIdx.y != 0 || !inside) return;
+  for (int k = 0; k < kWidth; ++k) partials[blockIdx.y * shape.channels + column + k] = own[k];
+}
+
+// group is H * W: a block takes one channel (blockIdx.x) and a range of its vectors, counted
+// through all images. The host has checked that 32 bits hold every count of elements.
+template <typename Reduction, int kWidth>
+__global__ void reduce_channel_kernel(Reduction reduction, int64_t vectors_per_block,
+                                      typename Reduction::Partial* partials) {
+  __shared__ typename Reduction::Partial shared[kThreads];
+  const BatchNormShape& shape = reduction.a.shape;
+  const int64_t channel = blockIdx.x;
+  const uint32_t group = static_cast<uint32_t>(shape.group / kWidth);
+  const uint32_t vectors = static_cast<uint32_t>(shape.rows) * group;
+  const uint32_t begin = static_cast<uint32_t>(blockIdx.y * vectors_per_block);
+  const uint32_t end = begin + static_cast<uint32_t>(vectors_per_block) < vectors
+                           ? begin + static_cast<uint32_t>(vectors_per_block)
+                           : vectors;
+
+  typename Reduction::State state = reduction.start(channel);
+  for (uint32_t i = begin + threadIdx.y; i < end; i += blockDim.y) {
+    const int64_t plane = (i / group) * shape.channels + channel;
+    const auto elements =
+        reduction.template read<kWidth>(plane * shape.group + (i % group) * kWidth);
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) reduction.add(state, elements, k);
+  }
+
+  shared[threadIdx.y] = Reduction::finish(state);
+  merge_block<1>(shared);
+  if (threadIdx.y == 0) partials[blockIdx.y * shape.channels + channel] = shared[0];
+}
+
+// --- stage two ---------------------------------------------------------------------------------
+
+template <typename Reduction>
+__global__ void combine_kernel(Reduction reduction, int64_t parts,
+                               const typename Reduction::Partial* partials) {
+  __shared__ typename Reduction::Total shared[kThreads];
+  const int64_t channels = reduction.a.shape.channels;
+  const int64_t channel = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  typename Reduction::Total total{};
+  for (int64_t part = threadIdx.y; channel < channels && part < parts; part += blockDim.y) {
+    total = merge(total, Reduction::widen(partials[part * channels + channel]));
+  }
+  shared[thread_in_block()] = total;
+  merge_block<1>(shared);
+  if (threadIdx.y == 0 && channel < channels) {
+    reduction.set_channel(channel, shared[thread_in_block()]);
+  }
+}
+
+// In evaluation the running statistics stand in for those of the batch.
+template <typename A>
+__global__ void evaluation_kernel(BatchNormForward a) {
+  const int64_t channel = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (channel >= a.shape.channels) return;
+  set_forward_channel<A>(a, channel, static_cast<const A*>(a.running_mean)[channel],
+                         static_cast<const A*>(a.running_var)[channel]);
+}
+
+// --- passes that write: 8 elements a thread, so one byte of the mask
+// ------------------------------
+
+constexpr int kEight = 8;
+
+template <typename T>
+struct Eight {
+  T values[kEight];
+};
+
+// kVector: all 8 exist and are 16-byte aligned; else the first `count` of them exist.
+template <bool kVector, typename T>
+__device__ __forceinline__ Eight<T> load_eight(const T* from, int count) {
+  Eight<T> eight{};
+  if (kVector) {
+    using V = Vector<T, kVectorWidth<T>>;
+#pragma unroll
+    for (int i = 0; i < kEight / kVectorWidth<T>; ++i) {
+      const V part = reinterpret_cast<const V*>(from)[i];
+#pragma unroll
+      for (int k = 0; k < kVectorWidth<T>; ++k) {
+        eight.values[i * kVectorWidth<T> + k] = part.values[k];
+      }
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kEight; ++k) {
+      if (k < count) eight.values[k] = from[k];
+    }
+  }
+  return eight;
+}
+
+template <bool kVector, typename T>
+__device__ __forceinline__ void store_eight(T* to, const Eight<T>& eight, int count) {
+  if (kVector) {
+    using V = Vector<T, kVectorWidth<T>>;
+#pragma unroll
+    for (int i = 0; i < kEight / kVectorWidth<T>; ++i) {
+      V part;
+#pragma unroll
+      for (int k = 0; k < kVectorWidth<T>; ++k) {
+        part.values[k] = eight.values[i * kVectorWidth<T> + k];
+      }
+      reinterpret_cast<V*>(to)[i] = part;
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kEight; ++k) {
+      if (k < count) to[k] = eight.values[k];
+    }
+  }
+}
+
+template <typename T_>
+struct ForwardPass {
+  using T = T_;
+  using A = accumulate_t<T>;
+  struct Coefficients {
+    A mean, scale, shift;
+  };
+
+  BatchNormForward a;
+
+  __device__ Coefficients coefficients(int64_t channel) const {
+    return {static_cast<const A*>(a.mean)[channel], static_cast<const A*>(a.scale)[channel],
+            static_cast<const A*>(a.shift)[channel]};
+  }
+
+  // The elements 8 * vector and on; of(k) are the coefficients of the k-th.
+  template <bool kVector, typename Of>
+  __device__ __forceinline__ void eight(int64_t vector, int count, const Of& of) const {
+    const int64_t first = vector * kEight;
+    const Eight<T> x = load_eight<kVector>(static_cast<const T*>(a.x) + first, count);
+    Eight<T> residual{}, output;
+    if (a.residual != nullptr) {
+      residual = load_eight<kVector>(static_cast<const T*>(a.residual) + first, count);
+    }
+    uint32_t bits = 0;
+#pragma unroll
+    for (int k = 0; k < kEight; ++k) {
+      const Coefficients c = of(k);
+      A value = normalized(load(x.values[k]), c.mean, c.scale, c.shift);
+      if (a.residual != nullptr) value += load(residual.values[k]);
+      if (a.mask != nullptr) value = relu(value);
+      output.values[k] = store<T>(value);
+      const bool passes = k < count && relu_passes(load(output.values[k]));
+      bits |= static_cast<uint32_t>(passes) << k;
+    }
+    store_eight<kVector>(static_cast<T*>(a.output) + first, output, count);
+    if (a.mask != nullptr) a.mask[vector] = static_cast<uint8_t>(bits);
+  }
+};
+
+template <typename T_>
+struct BackwardPass {
+  using T = T_;
+  using A = accumulate_t<T>;
+  struct Coefficients {
+    A mean, scale, slope, offset;
+  };
+
+  BatchNormBackward a;
+
+  __device__ Coefficients coefficients(int64_t channel) const {
+    const A* values = static_cast<const A*>(a.coefficients) + channel;
+    return {static_cast<const A*>(a.mean)[channel], values[0], values[a.shape.channels],
+            values[2 * a.shape.channels]};
+  }
+
+  template <bool kVector, typename Of>
+  __device__ __forceinline__ void eight(int64_t vector, int count, const Of& of) const {
+    const int64_t first = vector * kEight;
+    Eight<T> grad = load_eight<kVector>(static_cast<const T*>(a.grad_output) + first, count);
+    const Eight<T> x = load_eight<kVector>(static_cast<const T*>(a.x) + first, count);
+    const uint32_t bits = a.mask == nullptr ? 0xffu : a.mask[vector];
+    Eight<T> grad_x;
+#pragma unroll
+    for (int k = 0; k < kEight; ++k) {
+      const Coefficients c = of(k);
+      if ((bits >> k & 1u) == 0) grad.values[k] = store<T>(A(0));
+      const A value = load(grad.values[k]);
+      grad_x.values[k] = store<T>(a.training ? training_gradient(value, load(x.values[k]), c.mean,
+                                                                 c.scale, c.slope, c.offset)
+                                             : value * c.scale);
+    }
+    store_eight<kVector>(static_cast<T*>(a.grad_x) + first, grad_x, count);
+    if (a.grad_residual != nullptr) {
+      store_eight<kVector>(static_cast<T*>(a.grad_residual) + first, grad, count);
+    }
+  }
+};
+
+// group is 1: a thread keeps the coefficients of its 8 channels in registers through its rows.
+template <typename Pass>
+__global__ void apply_rows_kernel(Pass pass, int64_t rows_per_block) {
+  const BatchNormShape& shape = pass.a.shape;
+  const int64_t vectors = shape.columns / kEight;  // in a row
+  const int64_t vector = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (vector >= vectors) return;
+  const int64_t begin = blockIdx.y * rows_per_block;
+  const int64_t end = begin + rows_per_block < shape.rows ? begin + rows_per_block : shape.rows;
+  typename Pass::Coefficients own[kEight];
+#pragma unroll
+  for (int k = 0; k < kEight; ++k) own[k] = pass.coefficients(vector * kEight + k);
+  for (int64_t row = begin + threadIdx.y; row < end; row += blockDim.y) {
+    pass.template eight<true>(row * vectors + vector, kEight, [&](int k) { return own[k]; });
+  }
+}
+
+// kVector: group is a multiple of 8, so that the 8 elements are of one channel. Otherwise anything.
+template <typename Pass, bool kVector>
+__global__ void apply_kernel(Pass pass, int64_t elements) {
+  const BatchNormShape& shape = pass.a.shape;
+  const uint32_t columns = static_cast<uint32_t>(shape.columns);
+  const uint32_t group = static_cast<uint32_t>(shape.group);
+  const int64_t vectors = (elements + kEight - 1) / kEight;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t vector = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+       vector < vectors; vector += stride) {
+    const uint32_t column = static_cast<uint32_t>(vector * kEight) % columns;
+    const int64_t left = elements - vector * kEight;
+    if (kVector) {
+      const typename Pass::Coefficients shared = pass.coefficients(column / group);
+      pass.template eight<true>(vector, kEight, [&](int) { return shared; });
+    } else {
+      pass.template eight<false>(
+          vector, left < kEight ? static_cast<int>(left) : kEight,
+          [&](uint32_t k) { return pass.coefficients((column + k) % columns / group); });
+    }
+  }
+}
+
+// running and batch [C]; running has a stride.
+template <typename T>
+__global__ void update_kernel(T* running, int64_t stride, const accumulate_t<T>* batch,
+                              accumulate_t<T> factor, accumulate_t<T> momentum, int64_t channels) {
+  const int64_t channel = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (channel >= channels) return;
+  T& own = running[channel * stride];
+  own = updated_statistic(own, batch[channel] * factor, momentum);
+}
+
+}  // namespace skinfast

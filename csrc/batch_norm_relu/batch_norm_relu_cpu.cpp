@@ -1,0 +1,245 @@
+// The passes of batch_norm_relu that write, and its host functions.
+#include "batch_norm_relu/batch_norm_columns.h"
+
+namespace skinfast::SKINFAST_ISA {
+namespace {
+
+// The mask of at most kChunk outputs. A loop of its own over flags of 0 or 1, since comparisons
+// beside relu() become branches; then 8 flags at a time into bits: the product moves flag k to bit
+// 56 + k, and nothing carries.
+template <typename T>
+void write_mask(const T* __restrict output, int64_t count, uint8_t* __restrict mask) {
+  uint8_t flags[kChunk];
+  for (int64_t i = 0; i < count; ++i) flags[i] = relu_passes(load(output[i]));
+  for (int64_t i = count; i % 8 != 0; ++i) flags[i] = 0;
+  for (int64_t i = 0; i < ceil_divide(count, 8); ++i) {
+    uint64_t eight;
+    memcpy(&eight, flags + 8 * i, 8);
+    mask[i] = static_cast<uint8_t>((eight * 0x0102040810204080u) >> 56);
+  }
+}
+
+// Call body(i, column, count) for the pieces [i, i + count) of [begin, end) within one row each.
+template <typename Body>
+inline void for_each_piece(const BatchNormShape& shape, int64_t begin, int64_t end,
+                           const Body& body) {
+  int64_t column = begin % shape.columns;
+  for (int64_t i = begin; i < end;) {
+    const int64_t count = smaller(end - i, shape.columns - column);
+    body(i, column, count);
+    i += count;
+    column = 0;
+  }
+}
+
+// Pieces are functions of their own: __restrict holds for parameters, and only so do these loops,
+// which write bytes and T, vectorise.
+template <typename T, bool kResidual, bool kRelu, typename A = accumulate_t<T>>
+void apply_piece(const T* __restrict x, const T* __restrict residual, const A* __restrict mean,
+                 const A* __restrict scale, const A* __restrict shift, T* __restrict output,
+                 int64_t count) {
+  for (int64_t k = 0; k < count; ++k) {
+    A value = normalized(load(x[k]), mean[k], scale[k], shift[k]);
+    if (kResidual) value += load(residual[k]);
+    if (kRelu) value = relu(value);
+    output[k] = store<T>(value);
+  }
+}
+
+template <typename T, bool kResidual, bool kRelu>
+void apply_chunk(const BatchNormForward& a, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  A means[kChunk], scales[kChunk], shifts[kChunk];
+  for_each_piece(a.shape, begin, end, [&](int64_t i, int64_t column, int64_t count) {
+    const auto values = [&](const void* vector, A* buffer) {
+      return per_column(static_cast<const A*>(vector), a.shape.group, column, count, buffer);
+    };
+    apply_piece<T, kResidual, kRelu>(static_cast<const T*>(a.x) + i,
+                                     kResidual ? static_cast<const T*>(a.residual) + i : nullptr,
+                                     values(a.mean, means), values(a.scale, scales),
+                                     values(a.shift, shifts), static_cast<T*>(a.output) + i, count);
+  });
+  if (kRelu) {
+    write_mask(static_cast<const T*>(a.output) + begin, end - begin, a.mask + begin / 8);
+  }
+}
+
+template <typename T, bool kTraining, bool kResidual, bool kRelu, typename A = accumulate_t<T>>
+void apply_backward_piece(const T* __restrict grad_output, const T* __restrict x,
+                          const uint8_t* __restrict flags, const A* __restrict mean,
+                          const A* __restrict scale, const A* __restrict slope,
+                          const A* __restrict offset, T* __restrict grad_x,
+                          T* __restrict grad_residual, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) {
+    const A above = load(grad_output[k]);
+    const A grad = !kRelu || flags[k] != 0 ? above : A(0);
+    if (kResidual) grad_residual[k] = store<T>(grad);
+    grad_x[k] = store<T>(
+        kTraining ? training_gradient(grad, load(x[k]), mean[k], scale[k], slope[k], offset[k])
+                  : grad * scale[k]);
+  }
+}
+
+template <typename T, bool kTraining, bool kResidual, bool kRelu>
+void apply_backward_chunk(const BatchNormBackward& a, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  A means[kChunk], scales[kChunk], slopes[kChunk], offsets[kChunk];
+  uint8_t flags[kChunk];
+  if (kRelu) unpack_mask(a.mask, begin, end - begin, flags);
+  for_each_piece(a.shape, begin, end, [&](int64_t i, int64_t column, int64_t count) {
+    const auto values = [&](const A* vector, A* buffer) {
+      return per_column(vector, a.shape.group, column, count, buffer);
+    };
+    const A* coefficients = static_cast<const A*>(a.coefficients);
+    apply_backward_piece<T, kTraining, kResidual, kRelu>(
+        static_cast<const T*>(a.grad_output) + i, static_cast<const T*>(a.x) + i,
+        flags + (i - begin), values(static_cast<const A*>(a.mean), means),
+        values(coefficients, scales), values(coefficients + a.shape.channels, slopes),
+        values(coefficients + 2 * a.shape.channels, offsets), static_cast<T*>(a.grad_x) + i,
+        kResidual ? static_cast<T*>(a.grad_residual) + i : nullptr, count);
+  });
+}
+
+template <typename T, bool kTraining>
+void apply_backward_chunk(const BatchNormBackward& a, int64_t begin, int64_t end) {
+  if (a.grad_residual != nullptr) {
+    apply_backward_chunk<T, kTraining, true, true>(a, begin, end);
+  } else if (a.mask != nullptr) {
+    apply_backward_chunk<T, kTraining, false, true>(a, begin, end);
+  } else {
+    apply_backward_chunk<T, kTraining, false, false>(a, begin, end);
+  }
+}
+
+}  // namespace
+
+void batch_norm_apply(DType dtype, const BatchNormForward& a, int64_t begin, int64_t end) {
+  SKINFAST_CPU_DISPATCH(dtype, T, {
+    const auto apply = a.residual != nullptr ? &apply_chunk<T, true, true>
+                       : a.mask != nullptr   ? &apply_chunk<T, false, true>
+                                             : &apply_chunk<T, false, false>;
+    for (int64_t i = begin; i < end; i += kChunk) apply(a, i, smaller(i + kChunk, end));
+  });
+}
+
+void batch_norm_apply_backward(DType dtype, const BatchNormBackward& a, int64_t begin,
+                               int64_t end) {
+  SKINFAST_CPU_DISPATCH(dtype, T, {
+    const auto apply =
+        a.training ? &apply_backward_chunk<T, true> : &apply_backward_chunk<T, false>;
+    for (int64_t i = begin; i < end; i += kChunk) apply(a, i, smaller(i + kChunk, end));
+  });
+}
+
+}  // namespace skinfast::SKINFAST_ISA
+
+#ifdef SKINFAST_HOST_CODE
+#include "batch_norm_relu/batch_norm_host.h"
+#include "core/parallel.h"
+
+namespace skinfast {
+namespace {
+
+// Reduce tiles, combine them channel by channel, apply in chunks: reduce, combine, apply are the
+// kernels on a range of these.
+template <typename Call, typename Kernel>
+void reduce_tiles(Call& call, const Tensor& x, Kernel reduce) {
+  const int64_t tile =
+      std::min(kTileRows, call.shape.rows) * std::min(kTileColumns, call.shape.columns);
+  const BatchNormTiling tiling = tiling_of(call.shape);
+  parallel_for(tiling.row_tiles * tiling.column_tiles, ceil_divide(kElementGrain, tile),
+               [&](int64_t begin, int64_t end) { reduce(dtype_of(x), call, begin, end); });
+}
+
+template <typename Call, typename Kernel>
+void combine_tiles(const Call& call, const Tensor& x, Kernel combine) {
+  const BatchNormTiling tiling = tiling_of(call.shape);
+  parallel_for(call.shape.channels, ceil_divide(kElementGrain, tiling.row_tiles * tiling.slices),
+               [&](int64_t begin, int64_t end) { combine(dtype_of(x), call, begin, end); });
+}
+
+template <typename Call, typename Kernel>
+void apply_chunks(const Call& call, const Tensor& x, Kernel apply) {
+  parallel_for(ceil_divide(x.numel(), kChunk), kElementGrain / kChunk,
+               [&](int64_t begin, int64_t end) {
+                 apply(dtype_of(x), call, begin * kChunk, std::min(end * kChunk, x.numel()));
+               });
+}
+
+Tensor new_partials(const BatchNormShape& shape, const Tensor& x, int64_t planes) {
+  const BatchNormTiling tiling = tiling_of(shape);
+  return new_vector(x, planes * tiling.row_tiles * tiling.slices);
+}
+
+FourTensors batch_norm_relu_cpu(const Tensor& x, const OptionalTensor& weight,
+                                const OptionalTensor& bias, const OptionalTensor& running_mean,
+                                const OptionalTensor& running_var, bool training, double eps,
+                                bool relu) {
+  return batch_norm_forward_cpu({"batch_norm_relu", x, std::nullopt, weight, bias, running_mean,
+                                 running_var, training, eps, relu});
+}
+
+std::tuple<Tensor, Tensor, Tensor> batch_norm_relu_backward_cpu(
+    const Tensor& grad_output, const Tensor& x, const Tensor& mask, const Tensor& mean,
+    const Tensor& variance, const OptionalTensor& weight, bool training, double eps,
+    bool needs_grad_x) {
+  const auto [grad_x, grad_residual, grad_weight, grad_bias] =
+      batch_norm_backward_cpu({"batch_norm_relu_backward", grad_output, x, mask, mean, variance,
+                               weight, training, eps, needs_grad_x, false});
+  return {grad_x, grad_weight, grad_bias};
+}
+
+template <typename T>
+void update_statistic(const Tensor& running, const Tensor& batch, double factor, double momentum) {
+  using A = accumulate_t<T>;
+  T* pr = static_cast<T*>(running.mutable_data_ptr());
+  const A* pb = static_cast<const A*>(batch.const_data_ptr());
+  const int64_t stride = running.stride(0);
+  for (int64_t c = 0; c < running.numel(); ++c) {
+    pr[c * stride] =
+        updated_statistic(pr[c * stride], pb[c] * static_cast<A>(factor), static_cast<A>(momentum));
+  }
+}
+
+void batch_norm_update_cpu(const Tensor& running_mean, const Tensor& running_var,
+                           const Tensor& mean, const Tensor& variance, int64_t count,
+                           double momentum) {
+  batch_norm_update_host(running_mean, running_var, mean, variance, count,
+                         [&](const Tensor& running, const Tensor& batch, double factor) {
+                           SKINFAST_CPU_DISPATCH(dtype_of(running), T, {
+                             update_statistic<T>(running, batch, factor, momentum);
+                           });
+                         });
+}
+
+}  // namespace
+
+FourTensors batch_norm_forward_cpu(const BatchNormInputs& inputs) {
+  return batch_norm_forward_host(inputs, [](BatchNormForward& call, const Tensor& x) {
+    const Tensor partials = new_partials(call.shape, x, 3);
+    call.partials = partials.mutable_data_ptr();
+    if (call.training) reduce_tiles(call, x, SKINFAST_KERNEL(batch_norm_reduce));
+    combine_tiles(call, x, SKINFAST_KERNEL(batch_norm_combine));
+    apply_chunks(call, x, SKINFAST_KERNEL(batch_norm_apply));
+  });
+}
+
+FourTensors batch_norm_backward_cpu(const BatchNormBackwardInputs& inputs) {
+  return batch_norm_backward_host(inputs, [](BatchNormBackward& call, const Tensor& x) {
+    const Tensor partials = new_partials(call.shape, x, 2);
+    call.partials = partials.mutable_data_ptr();
+    reduce_tiles(call, x, SKINFAST_KERNEL(batch_norm_reduce_backward));
+    combine_tiles(call, x, SKINFAST_KERNEL(batch_norm_combine_backward));
+    if (call.grad_x == nullptr) return;
+    apply_chunks(call, x, SKINFAST_KERNEL(batch_norm_apply_backward));
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(skinfast, CPU, m) {
+  m.impl("batch_norm_relu", TORCH_BOX(&batch_norm_relu_cpu));
+  m.impl("batch_norm_relu_backward", TORCH_BOX(&batch_norm_relu_backward_cpu));
+  m.impl("batch_norm_update_", TORCH_BOX(&batch_norm_update_cpu));
+}
+
+}  // namespace skinfast
+#endif
