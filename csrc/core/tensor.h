@@ -16,6 +16,10 @@
 
 #include "core/scalar.h"
 
+#if !defined(STABLE_TORCH_ERROR_CODE_CHECK)  // older headers (2.11) call it otherwise
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace skinfast {
 
 using torch::headeronly::IntHeaderOnlyArrayRef;

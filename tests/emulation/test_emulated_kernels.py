@@ -1,0 +1,88 @@
+"""The CUDA kernels, run on the CPU by emulation.h: an emulated result, never a GPU's.
+
+Every op is called as in tests/ops/test_every_op.py and held to the same rules; in addition the
+results may not depend on the order of threads, and AddressSanitizer and UBSan must be content.
+"""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from emulated import CSRC, HERE, ROOT, SANITIZED, Emulated, declared_ops, sanitized_environment
+
+from skinfast.testing import (
+    RecordOps,
+    assert_parity,
+    dtypes,
+    in_layout,
+    map_tensors,
+    outputs_and_gradients,
+    parity_cases,
+)
+
+# With a sanitizer, one of the types that a thread's 16 bytes hold few of and one of many.
+DTYPES = (torch.float32, torch.bfloat16) if SANITIZED else dtypes("cpu")
+CASES = [case for case in parity_cases() if case[2] == "cpu" and case[3] in DTYPES]
+SOUND = {"kernels": True}  # until a sanitizer has complained
+
+
+def _id(case):
+    name, _, _, dtype, layout, sample = case
+    return f"{name}-{sample.name}-{str(dtype).removeprefix('torch.')}-{layout}"
+
+
+# The first test, since an access out of bounds could crash the others with nothing said.
+@pytest.mark.skipif(SANITIZED, reason="this is the sanitized run")
+def test_no_sanitizer_complains():
+    """This file again, in a process with AddressSanitizer, on a library built with it and UBSan."""
+    done = _pytest(str(HERE / "test_emulated_kernels.py"), "-s", "-x", env=sanitized_environment())
+    SOUND["kernels"] = done.returncode == 0
+    assert SOUND["kernels"], (done.stdout + done.stderr)[-6000:]
+
+
+@pytest.mark.usefixtures("emulated_ops")
+@pytest.mark.parametrize("case", CASES, ids=_id)
+def test_equals_pure_pytorch_and_the_cpu_kernels(case):
+    if not SOUND["kernels"]:
+        pytest.skip("a sanitizer complained about the kernels; see test_no_sanitizer_complains")
+    name, module, _, dtype, layout, sample = case
+    with Emulated() as mode:
+        assert_parity(module, name, map_tensors(sample, lambda t: in_layout(t, layout)), dtype)
+    assert mode.calls
+
+
+def reached_by_samples():
+    """The low-level ops that the calls above make."""
+    with RecordOps() as record:
+        for name, module, _, dtype, layout, sample in CASES:
+            if dtype == torch.float32 and layout == "contiguous":
+                outputs_and_gradients(getattr(module, name), sample)
+    return {overload._schema.name.split("::")[1] for overload, _, _ in record.calls}
+
+
+def rooms_beyond_samples():
+    """Rooms with a low-level op that no sample reaches, such as a step of an optimizer."""
+    missing = set(declared_ops()) - reached_by_samples()
+    rooms = {}
+    for path in sorted(CSRC.glob("*/*_cuda.cu")):
+        ops = missing & set(re.findall(r'm\.impl\(\s*"(\w+)"', path.read_text()))
+        if ops:
+            rooms[path.parent.name] = ops
+    return rooms
+
+
+@pytest.mark.parametrize(("room", "ops"), rooms_beyond_samples().items())
+def test_rooms_own_tests_hold(room, ops):
+    """tests/ops/test_<room>.py, with every op that it calls on the emulated kernels."""
+    done = _pytest(f"tests/ops/test_{room}.py", "-p", "emulated_plugin", env={**os.environ})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(re.findall(r"^emulated (\w+): ", done.stdout, re.MULTILINE)) >= ops, done.stdout
+
+
+def _pytest(*arguments, env):
+    env["PYTHONPATH"] = os.pathsep.join([str(HERE), str(ROOT), env.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
