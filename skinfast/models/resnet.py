@@ -42,27 +42,29 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """A stem, four stages of bottlenecks, global average pooling and a dense layer."""
 
-    def __init__(self, blocks: tuple[int, ...], num_classes: int, backend: str) -> None:
+    def __init__(self, blocks: tuple[int, int, int, int], num_classes: int, backend: str) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = BatchNorm(64, relu=True, backend=backend)
         self.maxpool = MaxPool2d(3, stride=2, padding=1, backend=backend)
-        channels = 64
-        for stage, count in enumerate(blocks):
-            width = 64 * 2**stage
-            layers: list[nn.Module] = []
-            for block in range(count):
-                stride = 2 if stage > 0 and block == 0 else 1
-                layers.append(Bottleneck(channels, width, stride, backend))
-                channels = width * _EXPANSION
-            setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
-        self.fc = nn.Linear(channels, num_classes)
+        self.layer1 = _stage(64, 64, blocks[0], 1, backend)
+        self.layer2 = _stage(256, 128, blocks[1], 2, backend)
+        self.layer3 = _stage(512, 256, blocks[2], 2, backend)
+        self.layer4 = _stage(1024, 512, blocks[3], 2, backend)
+        self.fc = nn.Linear(2048, num_classes)
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(torch.mean(x, (2, 3)))
+
+
+def _stage(channels: int, width: int, blocks: int, stride: int, backend: str) -> nn.Sequential:
+    """Bottlenecks of one width; the first changes the number of channels and the resolution."""
+    first = Bottleneck(channels, width, stride, backend)
+    rest = [Bottleneck(width * _EXPANSION, width, 1, backend) for _ in range(blocks - 1)]
+    return nn.Sequential(first, *rest)
 
 
 def _initialise(module: nn.Module) -> None:
