@@ -211,7 +211,13 @@ def sample_inputs(device: str, dtype: torch.dtype) -> Iterator[SampleInput]:
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
-    shapes = [(4, 10, 3, 3), (3, 24, 2, 2), (2, 3, 20, 17), (3, 8, 40, 36), (150, 8, 1, 1)]
+    shapes: list[tuple[int, ...]] = [
+        (4, 10, 3, 3),
+        (3, 24, 2, 2),
+        (2, 3, 20, 17),
+        (3, 8, 40, 36),
+        (150, 8, 1, 1),
+    ]
     shapes += [(40, 6, 2, 2), (5, 260), (0, 3, 4, 4)]
     for shape in shapes:
         for training in (True, False):
