@@ -1,5 +1,5 @@
-// The CUDA reductions of batch_norm_relu and batch_norm_add_relu, in two stages: blocks
-// leave partial results [parts, C], and combine_kernel merges those of a channel in a fixed order.
+// The CUDA reductions of batch_norm_relu and batch_norm_add_relu, in two stages: blocks leave
+// partial results [parts, C], and combine_kernel merges those of a channel in a fixed order.
 #pragma once
 
 #include "batch_norm_relu/batch_norm_relu.h"

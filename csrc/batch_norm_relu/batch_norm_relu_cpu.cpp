@@ -153,10 +153,10 @@ void batch_norm_spread(DType dtype, const BatchNormShape& shape, const void* val
 namespace skinfast {
 namespace {
 
+// Up to this many pixels a map, and from this many rows, a channel is spread over its columns.
 constexpr int64_t kSmallMap = 32;
 
-// Reduce tiles, combine them channel by channel, apply in chunks: reduce, combine, apply are the
-// kernels on a range of these.
+// The three stages of either pass; `reduce`, `combine` and `apply` are its kernels.
 template <typename Call, typename Kernel>
 void reduce_tiles(Call& call, const Tensor& x, Kernel reduce) {
   const int64_t tile =
