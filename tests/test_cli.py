@@ -28,16 +28,17 @@ def trained(tmp_path, small_data):
 
 @pytest.fixture
 def error_line(capsys):
-    """Run a command that must fail; return its only line on stderr."""
+    """Run a command that must fail; return its last line on stderr, after those of progress."""
 
     def fail(*arguments, code=2):
         capsys.readouterr()
         assert run(*arguments) == code
         captured = capsys.readouterr()
         assert captured.out == ""
-        lines = captured.err.splitlines()
-        assert len(lines) == 1 and lines[0].startswith("skinfast: "), captured.err
-        return lines[0]
+        *progress, line = captured.err.splitlines()
+        assert line.startswith("skinfast: "), captured.err
+        assert all(entry.startswith(("cnn on cpu: ", "epoch ")) for entry in progress)
+        return line
 
     return fail
 
@@ -219,11 +220,12 @@ def test_empty_split(tmp_path, small_data, error_line):
     data = tmp_path / "data"
     shutil.copytree(small_data, data)
     lines = (data / "HAM10000_metadata.csv").read_text().splitlines()
-    (data / "HAM10000_metadata.csv").write_text("\n".join(lines[:3]) + "\n")
-    for split in ("image", "lesion"):
+    (data / "HAM10000_metadata.csv").write_text("\n".join(lines[:2]) + "\n")
+    for split, message in {"image": "has 1 image", "lesion": "would be empty"}.items():
         line = error_line("train", "--data", data, "--split", split, "--image-size", 32,
                           "--output", tmp_path / "run")  # fmt: skip
-        assert "too few" in line
+        assert message in line
+        assert not (tmp_path / "run").exists()
 
 
 def test_run_folder_that_exists(trained, small_data, error_line):
@@ -272,7 +274,7 @@ def test_no_permission_to_write(tmp_path, small_data, error_line, monkeypatch):
         raise PermissionError(13, "Permission denied", str(tmp_path / "run"))
 
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)
-    line = error_line_last(error_line, "train", "--data", small_data, "--image-size", 32,
+    line = error_line("train", "--data", small_data, "--image-size", 32,
                            "--output", tmp_path / "run")  # fmt: skip
     assert "Permission denied; free space or choose a folder you may write to" in line
 
@@ -282,16 +284,9 @@ def test_disk_full_while_saving(tmp_path, small_data, error_line, monkeypatch):
         raise OSError(28, "No space left on device", "model.safetensors")
 
     monkeypatch.setattr("skinfast.training.loop.save_model", full)
-    line = error_line_last(error_line, "train", "--data", small_data, "--image-size", 32,
+    line = error_line("train", "--data", small_data, "--image-size", 32,
                            "--epochs", 1, "--output", tmp_path / "run")  # fmt: skip
     assert "model.safetensors: No space left on device; free space" in line
-
-
-def error_line_last(error_line, *arguments):
-    """As error_line, for failures that come after lines of progress."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_note", lambda line: None)
-        return error_line(*arguments)
 
 
 def test_interrupt_names_resume(monkeypatch, capsys, tmp_path):

@@ -65,6 +65,10 @@ class TrainConfig:
                 )
         self._check("epochs", self.epochs >= 1, "at least 1")
         self._check("batch_size", self.batch_size >= 1, "at least 1")
+        if self.batch_size == 1 and self.model != "cnn":
+            raise SkinfastError(
+                f"--batch-size is 1, but {self.model} normalises by the batch; choose 2 or more"
+            )
         self._check("image_size", 8 <= self.image_size <= 1024, "from 8 to 1024")
         self._check("lr", self.lr > 0, "above 0")
         self._check("beta1", 0 <= self.beta1 < 1, "from 0 to below 1")

@@ -48,6 +48,9 @@ def train(
         OSError: the run folder cannot be written.
     """
     problem = problem or prepare(config)
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, len(CLASSES), config.image_size, config.backend)
+    model.to(problem.device)
     run = RunFolder(output)
     state = None
     if resume:
@@ -55,10 +58,6 @@ def train(
         config.save(run.config_file)
     else:
         run.create(config)
-
-    torch.manual_seed(config.seed)
-    model = build_model(config.model, len(CLASSES), config.image_size, config.backend)
-    model.to(problem.device)
     optimizer = Adam(
         model.parameters(),
         lr=config.lr,

@@ -43,15 +43,27 @@ class Problem:
     std: tuple[float, float, float]
 
     def train_batches(self) -> DeviceBatches:
-        """The training images, shuffled every epoch."""
-        return self._batches(self.train_indices, shuffle=True, augment=self.config.augment)
+        """The training images, shuffled every epoch.
+
+        A last batch of a single image has no batch statistics to normalise by; it is left out,
+        and falls on another image every epoch.
+        """
+        lonely = len(self.train_indices) % self.config.batch_size == 1 < self.config.batch_size
+        return self._batches(
+            self.train_indices, shuffle=True, augment=self.config.augment, drop_last=lonely
+        )
 
     def test_batches(self) -> DeviceBatches:
         """The test images, in the order of ``split.test``."""
         return self._batches(self.split.test, shuffle=False, augment=False)
 
     def _batches(
-        self, indices: npt.NDArray[np.int64], *, shuffle: bool, augment: bool
+        self,
+        indices: npt.NDArray[np.int64],
+        *,
+        shuffle: bool,
+        augment: bool,
+        drop_last: bool = False,
     ) -> DeviceBatches:
         return DeviceBatches(
             self.dataset.images,
@@ -64,6 +76,7 @@ class Problem:
             shuffle=shuffle,
             seed=self.config.seed,
             augment=augment,
+            drop_last=drop_last,
             channels_last=self.config.model in CHANNELS_LAST_MODELS,
         )
 

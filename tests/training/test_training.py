@@ -58,6 +58,14 @@ def test_resnet50_trains_and_resumes(config, tmp_path):
     assert_equal(weights_of(whole), weights_of(run))
 
 
+def test_a_last_batch_of_one_image_is_left_out(config, tmp_path):
+    config = dataclasses.replace(config, model="resnet50", batch_size=17, epochs=1)
+    problem = prepare(config)
+    assert len(problem.train_indices) % 17 == 1
+    assert [len(labels) for _, labels in problem.train_batches()] == [17] * 5
+    train(config, tmp_path / "run", problem=problem)
+
+
 def test_two_runs_are_equal_and_another_seed_is_not(config, tmp_path):
     config = dataclasses.replace(config, epochs=1)
     first, second = (weights_of(train(config, tmp_path / name)) for name in "ab")
@@ -202,6 +210,7 @@ def test_model_without_description_is_refused(tmp_path):
     [
         ({"epochs": 0}, "--epochs is 0; it needs to be at least 1"),
         ({"batch_size": 0}, "--batch-size is 0"),
+        ({"batch_size": 1, "model": "resnet50"}, "--batch-size is 1, but resnet50 normalises"),
         ({"image_size": 7}, "--image-size is 7; it needs to be from 8 to 1024"),
         ({"lr": -1.0}, "--lr is -1.0; it needs to be above 0"),
         ({"beta2": 1.0}, "--beta2 is 1.0"),
