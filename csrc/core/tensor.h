@@ -100,9 +100,8 @@ inline void check_same_dtype(const char* op, const char* name, const Tensor& ten
 
 inline void check_same_device(const char* op, const char* name, const Tensor& tensor,
                               const char* other_name, const Tensor& other) {
-  SKINFAST_CHECK(
-      tensor.is_cuda() == other.is_cuda() && tensor.get_device_index() == other.get_device_index(),
-      op, ": ", name, " and ", other_name, " are on different devices; move one with .to()");
+  SKINFAST_CHECK(tensor.device() == other.device(), op, ": ", name, " and ", other_name,
+                 " are on different devices; move one with .to()");
 }
 
 inline void check_shape(const char* op, const char* name, const Tensor& tensor,

@@ -128,6 +128,19 @@ def test_follows_autocast_as_pytorch_does(name):
 
 
 @pytest.mark.parametrize("name", op_modules())
+def test_refuses_tensors_on_different_devices(name):
+    """The meta device stands for the second one, which not every machine has."""
+    module = op_modules()[name]
+    sample = _small(module, torch.float32)
+    others = [i for i, a in enumerate(sample.args) if i > 0 and isinstance(a, torch.Tensor)]
+    for i in others:
+        args = list(sample.args)
+        args[i] = args[i].detach().to("meta")
+        with pytest.raises(RuntimeError, match=f"^{name}: .* on different devices; move one"):
+            getattr(module, name)(*args, **sample.kwargs)
+
+
+@pytest.mark.parametrize("name", op_modules())
 def test_refuses_a_second_derivative(name):
     module = op_modules()[name]
     sample = _small(module, torch.float64)
