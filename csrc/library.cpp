@@ -8,6 +8,13 @@
 
 STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
   m.def(
+      "conv2d(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, "
+      "int[2] dilation, int groups) -> Tensor");
+  m.def(
+      "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, int[2] stride, "
+      "int[2] padding, int[2] dilation, int groups, bool want_input, bool want_weight, "
+      "bool want_bias) -> (Tensor, Tensor, Tensor)");
+  m.def(
       "conv2d_relu(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, "
       "int[2] dilation, int groups) -> Tensor");
   m.def(

@@ -29,21 +29,27 @@ def op(name: str, backend: str) -> Callable[..., Any]:
     return getattr(module, name if backend == "skinfast" else "reference")
 
 
-class Conv2dReLU(nn.Conv2d):
-    """``torch.nn.Conv2d`` and ReLU: ``[N, C, H, W]`` to ``[N, K, P, Q]``."""
+class Conv2d(nn.Conv2d):
+    """``torch.nn.Conv2d`` on ``skinfast.ops.conv2d``: ``[N, C, H, W]`` to ``[N, K, P, Q]``."""
+
+    _op = "conv2d"
 
     def __init__(self, *args: Any, backend: str = "skinfast", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.padding_mode != "zeros":
-            raise SkinfastError(
-                f"padding_mode is {self.padding_mode!r}; Conv2dReLU pads with zeros"
-            )
-        self._function = op("conv2d_relu", backend)
+            raise SkinfastError(f"padding_mode is {self.padding_mode!r}; it needs to be 'zeros'")
+        self._function = op(self._op, backend)
 
     def forward(self, input: Tensor) -> Tensor:
         return self._function(
             input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
+
+
+class Conv2dReLU(Conv2d):
+    """``torch.nn.Conv2d`` and ReLU: ``[N, C, H, W]`` to ``[N, K, P, Q]``."""
+
+    _op = "conv2d_relu"
 
 
 class LinearReLU(nn.Linear):

@@ -139,7 +139,7 @@ inline bool is_channels_last(const Tensor& tensor) {
 }
 
 // The layout an op computes in: as stored where that is dense, contiguous otherwise. A tensor
-// that is both (one channel, 1x1 maps) counts as contiguous. skinfast/ops/_layout.py has its twin.
+// that is both (one channel, 1x1 maps) counts as contiguous. skinfast/ops/_library.py has its twin.
 inline MemoryFormat layout_of(const Tensor& tensor) {
   return !tensor.is_contiguous() && is_channels_last(tensor) ? MemoryFormat::ChannelsLast
                                                              : MemoryFormat::Contiguous;
@@ -160,6 +160,12 @@ inline Tensor empty_in(const Tensor& like, const std::vector<int64_t>& shape, Me
                               like.device(), std::nullopt, layout);
 }
 
+// Call an op by name that returns a tensor; `stack` holds all its arguments.
+inline Tensor call_aten(const char* name, const char* overload, StableIValue* stack) {
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // --- types -----------------------------------------------------------------------------------
 
 inline DType dtype_of(const Tensor& tensor) {
@@ -173,6 +179,11 @@ inline DType dtype_of(const Tensor& tensor) {
     default:
       return DType::kFloat;
   }
+}
+
+// The dtype that sums over a tensor are computed and stored in.
+inline ScalarType accumulate_dtype(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 // On an undefined optional gradient the op returns an empty tensor: the ABI has no null tensor.

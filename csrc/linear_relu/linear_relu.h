@@ -27,11 +27,6 @@ SKINFAST_DECLARE_KERNEL(void mask_and_sum_columns(DType dtype, int64_t M, int64_
 
 namespace skinfast {
 
-inline Tensor call_aten(const char* name, const char* overload, StableIValue* stack) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack, TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 inline std::vector<int64_t> check_linear(const char* op, const Tensor& x, const Tensor& weight,
                                          const std::optional<Tensor>& bias) {
   check_floating(op, "input", x);
