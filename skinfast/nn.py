@@ -63,8 +63,12 @@ class LinearReLU(nn.Linear):
         return self._function(input, self.weight, self.bias)
 
 
-class _BatchNorm(nn.BatchNorm2d):
-    """torch.nn.BatchNorm2d's parameters and statistics, for any input with channels second."""
+class _BatchNorm(nn.modules.batchnorm._NormBase):
+    """torch.nn.BatchNorm2d's parameters and statistics, for any input with channels second.
+
+    Not a subclass of it: ``convert_sync_batchnorm`` would put a module in its place that does
+    neither the ReLU nor the addition.
+    """
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -77,9 +81,10 @@ class _BatchNorm(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
             if self.momentum is None:  # a cumulative average
                 momentum = 1.0 / float(self.num_batches_tracked)
+        use_running = not self.training or self.track_running_stats
         return {
-            "running_mean": self.running_mean,
-            "running_var": self.running_var,
+            "running_mean": self.running_mean if use_running else None,
+            "running_var": self.running_var if use_running else None,
             "weight": self.weight,
             "bias": self.bias,
             "training": self.training or self.running_mean is None,
@@ -108,7 +113,7 @@ class BatchNormAddReLU(_BatchNorm):
         super().__init__(*args, **kwargs)
         self._function = op("batch_norm_add_relu", backend)
 
-    def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, input: Tensor, residual: Tensor) -> Tensor:
         self._check_input_dim(input)
         return self._function(input, residual, **self._statistics())
 

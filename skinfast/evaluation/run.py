@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from skinfast.data.batches import DeviceBatches
 from skinfast.data.classes import CLASSES
 from skinfast.data.decoding import BadImageError, decode_image
 from skinfast.environment import environment
@@ -24,6 +25,8 @@ from skinfast.training.problem import Problem, choose_device, prepare
 from skinfast.training.run_folder import RunFolder
 from skinfast.training.step import logits_of
 
+# Images that `predict` classifies in one pass.
+_IMAGES_AT_ONCE = 64
 # Pictures that the report shows of each class.
 _SAMPLES_PER_CLASS = 4
 
@@ -125,11 +128,20 @@ def predict(
     """
     chosen = choose_device(device)
     model, description = load_model(RunFolder(directory).model_file, chosen)
-    pixels = [_decode(Path(path), description.image_size) for path in images]
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (description.mean, description.std))
-    batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
-    with torch.no_grad():
-        probabilities = torch.softmax(model(((batch - mean) / std).to(chosen)), 1).cpu()
+    pixels = torch.from_numpy(
+        np.stack([_decode(Path(path), description.image_size) for path in images])
+    )
+    batches = DeviceBatches(
+        pixels,
+        torch.zeros(len(pixels), dtype=torch.int64),
+        np.arange(len(pixels)),
+        _IMAGES_AT_ONCE,
+        device=chosen,
+        mean=description.mean,
+        std=description.std,
+        shuffle=False,
+    )
+    probabilities = torch.softmax(logits_of(model, batches, chosen, "float32"), 1)
     predictions = []
     for image, row in zip(images, probabilities.tolist(), strict=True):
         by_class = dict(zip(description.classes, row, strict=True))

@@ -188,16 +188,13 @@ def _register_autocast(
     for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
 
         def kernel(*args: Any, device: str = device, **kwargs: Any) -> Any:
-            tensors = [args[i] for i in positions if _castable(args[i])]
             if dtype_for is not None:
                 dtype = dtype_for(device)
+                cast = [i for i in positions if _castable(args[i])]
             else:
-                dtype = tensors[0].dtype
-                for tensor in tensors[1:]:
-                    dtype = torch.promote_types(dtype, tensor.dtype)
-            arguments = [
-                a.to(dtype) if i in positions and _castable(a) else a for i, a in enumerate(args)
-            ]
+                cast = [i for i in positions if isinstance(args[i], Tensor)]
+                dtype = functools.reduce(torch.promote_types, (args[i].dtype for i in cast))
+            arguments = [a.to(dtype) if i in cast else a for i, a in enumerate(args)]
             keys = torch._C.DispatchKeySet(
                 torch._C.DispatchKey.AutocastCPU
             ) | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)

@@ -83,7 +83,8 @@ def reference(
 
 
 def _pair(value: IntOrPair) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
+    values = [value] if isinstance(value, int) else list(value)
+    return values * 2 if len(values) == 1 else values
 
 
 def _output_size(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import time
@@ -55,6 +56,7 @@ def train(
     run = RunFolder(output)
     state = None
     if resume:
+        config = TrainConfig.load(run.config_file).continued_by(dataclasses.asdict(config))
         state = run.load_checkpoint(config, problem.fingerprint())
         config.save(run.config_file)
     else:
@@ -112,7 +114,8 @@ def train(
         run.write_metrics(epochs)
         if on_epoch:
             on_epoch(epochs[-1])
-        if not math.isfinite(train_loss):
+        # The test loss tells of the last update too, which no training loss has seen yet.
+        if not math.isfinite(train_loss) or not math.isfinite(test_loss):
             raise SkinfastError(
                 f"the loss is not finite after epoch {epoch}; lower --lr (it is {config.lr})"
             )

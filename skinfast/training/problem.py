@@ -81,8 +81,8 @@ class Problem:
         )
 
     def fingerprint(self) -> str:
-        """A hash of the images' names and labels: equal for equal data."""
-        text = "\n".join(self.dataset.image_ids).encode()
+        """A hash of names, labels and mean colours: equal for equal data."""
+        text = "\n".join([*self.dataset.image_ids, repr((self.mean, self.std))]).encode()
         return hashlib.sha256(text + self.dataset.labels.numpy().tobytes()).hexdigest()
 
 

@@ -78,7 +78,10 @@ def test_keeps_the_dispatchers_contract(case):
 
 
 def _detached(args):
-    return tuple(a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args)
+    return tuple(
+        a.detach().clone().requires_grad_(a.requires_grad) if isinstance(a, torch.Tensor) else a
+        for a in args
+    )
 
 
 @pytest.mark.parametrize(
