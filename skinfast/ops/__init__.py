@@ -3,6 +3,7 @@
 from skinfast.ops.adam import adam_
 from skinfast.ops.add_relu import add_relu
 from skinfast.ops.batch_norm_add_relu import batch_norm_add_relu
+from skinfast.ops.batch_norm_linear import batch_norm_linear
 from skinfast.ops.batch_norm_relu import batch_norm_relu
 from skinfast.ops.conv2d_relu import batch_last, conv2d_relu
 from skinfast.ops.cross_entropy import cross_entropy
@@ -14,6 +15,7 @@ __all__ = [
     "add_relu",
     "batch_last",
     "batch_norm_add_relu",
+    "batch_norm_linear",
     "batch_norm_relu",
     "conv2d_relu",
     "cross_entropy",
