@@ -70,7 +70,8 @@ SKINFAST_HOST_DEVICE A weight_gradient(A dot, A sum, A norm_weight, A reciprocal
 
 // --- CPU kernels -------------------------------------------------------------------------------
 
-// Features of a block, whatever the number of threads: 64 rows of them fit a level-2 cache twice.
+// Features of a block, whatever the number of threads: 64 rows of them are 64 KiB, which stay in a
+// level-2 cache between the reads for the statistics and for the products.
 constexpr int64_t kFeatureBlock = 256;
 SKINFAST_HOST_DEVICE int64_t feature_blocks(const BatchNormLinearShape& shape) {
   return ceil_divide(shape.features, kFeatureBlock);
