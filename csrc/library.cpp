@@ -52,6 +52,14 @@ STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
       "batch_norm_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, "
       "Tensor variance, int count, float momentum) -> ()");
   m.def(
+      "batch_norm_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, "
+      "Tensor? norm_bias, Tensor? running_mean, Tensor? running_var, bool training, float eps) "
+      "-> (Tensor output, Tensor mean, Tensor variance)");
+  m.def(
+      "batch_norm_linear_backward(Tensor grad_output, Tensor x, Tensor mean, Tensor variance, "
+      "Tensor weight, Tensor? norm_weight, Tensor? norm_bias, float eps) "
+      "-> (Tensor grad_weight, Tensor grad_bias, Tensor grad_norm_weight, Tensor grad_norm_bias)");
+  m.def(
       "max_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
       "bool ceil_mode) -> (Tensor output, Tensor argmax)");
   m.def(

@@ -74,8 +74,11 @@ class _BatchNorm(nn.modules.batchnorm._NormBase):
         if input.dim() < 2:
             raise SkinfastError(f"batch norm needs [N, C, ...]; got shape {tuple(input.shape)}")
 
-    def _statistics(self) -> dict[str, Any]:
-        """The arguments that torch.nn.BatchNorm2d.forward would pass on."""
+    def statistics(self) -> dict[str, Any]:
+        """The arguments but weight and bias that torch.nn.BatchNorm2d.forward would pass on.
+
+        One call a step: in training it counts the batch.
+        """
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
@@ -85,8 +88,6 @@ class _BatchNorm(nn.modules.batchnorm._NormBase):
         return {
             "running_mean": self.running_mean if use_running else None,
             "running_var": self.running_var if use_running else None,
-            "weight": self.weight,
-            "bias": self.bias,
             "training": self.training or self.running_mean is None,
             "momentum": momentum,
             "eps": self.eps,
@@ -103,7 +104,9 @@ class BatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
-        return self._function(input, **self._statistics(), relu=self.relu)
+        return self._function(
+            input, weight=self.weight, bias=self.bias, relu=self.relu, **self.statistics()
+        )
 
 
 class BatchNormAddReLU(_BatchNorm):
@@ -115,7 +118,9 @@ class BatchNormAddReLU(_BatchNorm):
 
     def forward(self, input: Tensor, residual: Tensor) -> Tensor:
         self._check_input_dim(input)
-        return self._function(input, residual, **self._statistics())
+        return self._function(
+            input, residual, weight=self.weight, bias=self.bias, **self.statistics()
+        )
 
 
 class MaxPool2d(nn.MaxPool2d):

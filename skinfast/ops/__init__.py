@@ -3,6 +3,7 @@
 from skinfast.ops.adam import adam_
 from skinfast.ops.add_relu import add_relu
 from skinfast.ops.batch_norm_add_relu import batch_norm_add_relu
+from skinfast.ops.batch_norm_linear import batch_norm_linear
 from skinfast.ops.batch_norm_relu import batch_norm_relu
 from skinfast.ops.conv2d import conv2d
 from skinfast.ops.conv2d_relu import batch_last, conv2d_relu
@@ -15,6 +16,7 @@ __all__ = [
     "add_relu",
     "batch_last",
     "batch_norm_add_relu",
+    "batch_norm_linear",
     "batch_norm_relu",
     "conv2d",
     "conv2d_relu",

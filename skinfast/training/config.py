@@ -68,7 +68,7 @@ class TrainConfig:
             if kind is float and type(value) is int:
                 value = float(value)
                 object.__setattr__(self, setting.name, value)
-            if type(value) is not kind or (kind is float and not math.isfinite(value)):
+            if type(value) is not kind or value in (math.inf, -math.inf) or value != value:
                 needed = "a finite float" if kind is float else kind.__name__
                 raise SkinfastError(f"{option(setting.name)} is {value!r}; it needs to be {needed}")
             if choices and value not in choices:
