@@ -74,4 +74,7 @@ STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
       "cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight, "
       "Tensor normalizers, Tensor total_weight, int ignore_index, int reduction, "
       "float label_smoothing) -> Tensor");
+  m.def(
+      "image_batch(Tensor images, Tensor indices, Tensor scale, Tensor shift, Tensor? flips, "
+      "str layout, ScalarType dtype) -> Tensor");
 }

@@ -73,17 +73,20 @@ inline const char* dtype_name(ScalarType dtype) {
 
 // --- checks: `op` and `name` are what the user wrote ----------------------------------------
 
-inline void check_floating(const char* op, const char* name, const Tensor& tensor) {
-  const ScalarType dtype = tensor.scalar_type();
+inline void check_floating(const char* op, const char* name, ScalarType dtype, bool is_cuda) {
   const bool common =
       dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16;
-  if (tensor.is_cuda()) {
+  if (is_cuda) {
     SKINFAST_CHECK(common || dtype == ScalarType::Half, op, ": ", name, " has dtype ",
                    dtype_name(dtype), "; it needs float32, float64, bfloat16 or float16");
   } else {
     SKINFAST_CHECK(common, op, ": ", name, " has dtype ", dtype_name(dtype),
                    "; on the CPU it needs float32, float64 or bfloat16");
   }
+}
+
+inline void check_floating(const char* op, const char* name, const Tensor& tensor) {
+  check_floating(op, name, tensor.scalar_type(), tensor.is_cuda());
 }
 
 inline void check_dtype(const char* op, const char* name, const Tensor& tensor, ScalarType dtype) {

@@ -8,6 +8,7 @@ from skinfast.ops.batch_norm_relu import batch_norm_relu
 from skinfast.ops.conv2d import conv2d
 from skinfast.ops.conv2d_relu import batch_last, conv2d_relu
 from skinfast.ops.cross_entropy import cross_entropy
+from skinfast.ops.image_batch import image_batch
 from skinfast.ops.linear_relu import linear_relu
 from skinfast.ops.max_pool2d import max_pool2d
 
@@ -21,6 +22,7 @@ __all__ = [
     "conv2d",
     "conv2d_relu",
     "cross_entropy",
+    "image_batch",
     "linear_relu",
     "max_pool2d",
 ]

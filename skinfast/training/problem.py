@@ -77,8 +77,15 @@ class Problem:
             seed=self.config.seed,
             augment=augment,
             drop_last=drop_last,
-            channels_last=self.config.model in CHANNELS_LAST_MODELS,
+            layout=self._layout(),
         )
+
+    def _layout(self) -> str:
+        """How the images must be stored for the model to take them as they are."""
+        if self.config.model in CHANNELS_LAST_MODELS:
+            return "channels_last"
+        small_convolutions = self.config.model == "cnn" and self.config.backend == "skinfast"
+        return "batch_last" if small_convolutions and self.device.type == "cpu" else "contiguous"
 
     def fingerprint(self) -> str:
         """A hash of names, labels and mean colours: equal for equal data."""

@@ -67,6 +67,23 @@ def test_a_last_batch_of_one_image_is_left_out(config, tmp_path):
     train(config, tmp_path / "run", problem=problem)
 
 
+@pytest.mark.parametrize(
+    ("model", "backend", "in_memory"),
+    [
+        ("cnn", "skinfast", (1, 2, 3, 0)),
+        ("cnn", "torch", (0, 1, 2, 3)),
+        ("logistic-regression", "skinfast", (0, 1, 2, 3)),
+        ("resnet50", "skinfast", (0, 2, 3, 1)),
+        ("resnet50", "torch", (0, 2, 3, 1)),
+    ],
+)
+def test_batches_are_stored_as_the_model_takes_them(config, model, backend, in_memory):
+    problem = prepare(dataclasses.replace(config, model=model, backend=backend))
+    for batches in (problem.train_batches(), problem.test_batches()):
+        images, _ = next(iter(batches))
+        assert images.permute(in_memory).is_contiguous()
+
+
 def test_two_runs_are_equal_and_another_seed_is_not(config, tmp_path):
     config = dataclasses.replace(config, epochs=1)
     first, second = (weights_of(train(config, tmp_path / name)) for name in "ab")
