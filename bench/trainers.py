@@ -6,7 +6,6 @@ backward, Adam, sums of loss and correct answers.
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterator
 
@@ -182,10 +181,7 @@ def assert_same_updates(updates: dict[str, Update]) -> None:
 
 
 def assert_same_training(problem: Problem, tolerance: float, trainers: dict[str, Trainer]) -> None:
-    """From equal weights, the same three batches give the same losses in the same order.
-
-    The trainers are left as they were, but for their first steps' memory and compilation.
-    """
+    """From equal weights, the same three batches give the same losses."""
     batches = list(itertools.islice(iter(problem.train_batches()), 3))
     losses: dict[str, list[float]] = {}
     for name, trainer in trainers.items():
@@ -193,7 +189,7 @@ def assert_same_training(problem: Problem, tolerance: float, trainers: dict[str,
             _assert_same_fetch(problem, trainer)
         losses[name] = []
         for images, labels in batches:
-            trainer.step(copy.copy(images), labels)
+            trainer.step(images, labels)
             losses[name].append(trainer.take_loss())
     first, *others = losses.items()
     for name, values in others:
