@@ -301,7 +301,7 @@ def test_interrupt_names_resume(monkeypatch, capsys, tmp_path):
 # --- the rest -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "info", "selfcheck"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "bench", "info", "selfcheck"])
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as exit:
         run(command, "--help")
@@ -326,6 +326,24 @@ def test_selfcheck_fails_where_a_check_fails(monkeypatch, capsys, tmp_path):
     assert json.loads((tmp_path / "check.json").read_text())["passed"] is False
     monkeypatch.setattr("skinfast._selfcheck.selfcheck", lambda: checks[:1])
     assert run("selfcheck", "--json") == 0
+
+
+def test_bench_runs_the_scripts_of_the_checkout(capfd, tmp_path):
+    file = tmp_path / "bench.json"
+    assert run("bench", "cross_entropy", "--quick", "--device", "cpu", "--output", file) == 0
+    assert "cross_entropy" in capfd.readouterr().out
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["ratio"] > 0 and file.with_suffix(".svg").is_file()
+
+
+def test_bench_of_what_is_not_there(error_line):
+    line = error_line("bench", "softmax")
+    assert "there is no benchmark 'softmax'; choose one of models, ops, resnet50," in line
+
+
+def test_bench_of_an_installed_package(error_line, monkeypatch, tmp_path):
+    monkeypatch.setattr("skinfast.__file__", str(tmp_path / "skinfast" / "__init__.py"))
+    assert "run this in a checkout of the repository" in error_line("bench")
 
 
 def test_importing_skinfast_is_light():

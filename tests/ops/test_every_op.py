@@ -182,5 +182,6 @@ def test_every_op_has_its_whole_room(folder):
         f"csrc/{folder}/{folder}_cuda.cu",
         f"skinfast/ops/{folder}.py",
         f"tests/ops/test_{folder}.py",
+        f"bench/ops/bench_{folder}.py",
     ]:
         assert (ROOT / path).is_file(), path

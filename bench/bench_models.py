@@ -1,0 +1,244 @@
+"""Training of the three models against the best of PyTorch's modes.
+
+python bench/bench_models.py --device cpu                    # about half an hour on two cores
+python bench/bench_models.py --model cnn --quick
+python bench/bench_models.py --data data/ham10000 --scaling --output models.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from harness import Bench, Contender, Row
+from report import Report, bench_of, parser, run
+from trainers import PyTorch, Skinfast, Trainer, Update, assert_same_training, assert_same_updates
+
+from skinfast.data import LesionDataset
+from skinfast.models import MODELS
+from skinfast.training import TrainConfig, prepare
+from skinfast.training.config import PRECISIONS
+from skinfast.training.problem import Problem
+
+IMAGE_SIZES = (64, 32)
+MODES = tuple(itertools.product(("contiguous", "channels_last"), (False, True)))
+# Adam first moves every weight by the learning rate, up or down, however small its gradient: where
+# that is all rounding, contenders part, PyTorch's modes from each other too. A small rate, which
+# costs the same time, keeps the losses of the first steps comparable.
+LEARNING_RATE = 1e-5
+TOLERANCES = {"float32": 5e-3, "bfloat16": 5e-2}
+# A sample of a step is at least this long, and an epoch is timed whole up to the second.
+STEP_SECONDS, EPOCH_SECONDS = 0.2, 5.0
+SCALING = {
+    "batch": (16, 32, 64, 128, 256, 512),
+    "threads": (1, 2),
+    "image": (28, 32, 64, 128, 224),
+}
+
+
+@lru_cache(maxsize=2)
+def load(data: str, image_size: int, device: str) -> Problem:
+    """The data at one size, split as `skinfast train` does."""
+    return prepare(TrainConfig(data=data, image_size=image_size, device=device))
+
+
+def problem_for(
+    options: Any, model: str, image_size: int, precision: str, batch_size: int = 64
+) -> Problem:
+    """A model's problem with full batches only: torch.compile compiles anew for a last, odd one."""
+    stored = max(size for size in IMAGE_SIZES if size <= max(image_size, min(IMAGE_SIZES)))
+    problem = load(options.data, stored, options.device)
+    config = dataclasses.replace(
+        problem.config,
+        model=model,
+        lr=LEARNING_RATE,
+        image_size=image_size,
+        precision=precision,
+        batch_size=batch_size,
+    )
+    full = len(problem.train_indices) // batch_size * batch_size
+    return dataclasses.replace(
+        problem,
+        config=config,
+        dataset=resized(problem.dataset, image_size),
+        train_indices=problem.train_indices[:full],
+    )
+
+
+def resized(dataset: LesionDataset, image_size: int) -> LesionDataset:
+    """The images at another size; for speed's sake from the nearest pixels."""
+    if dataset.image_size == image_size:
+        return dataset
+    nearest = torch.arange(image_size) * dataset.image_size // image_size
+    return LesionDataset(
+        dataset.images[:, nearest][:, :, nearest],
+        dataset.labels,
+        image_ids=dataset.image_ids,
+        lesion_ids=dataset.lesion_ids,
+        source=dataset.source,
+    )
+
+
+def pytorch_name(layout: str, compiled: bool, fused: bool) -> str:
+    """A mode in words."""
+    return f"{'compiled' if compiled else 'eager'} {layout} {adam_name(fused)}"
+
+
+def adam_name(fused: bool) -> str:
+    """A torch.optim.Adam in words."""
+    return "Adam(fused=True)" if fused else "Adam()"
+
+
+def compare_update(problem: Problem, bench: Bench) -> Row:
+    """Gradient clearing and Adam."""
+    contenders = [Contender("skinfast", True, partial(Update, problem, True, False))]
+    for fused in (False, True):
+        build = partial(Update, problem, False, fused)
+        contenders.append(Contender(adam_name(fused), False, build))
+    name = f"update phase of {problem.config.model}"
+    (row,) = bench.compare(name, contenders, assert_same_updates)
+    return row
+
+
+def compare_step(
+    problem: Problem, bench: Bench, fused: bool, modes: Sequence[tuple[str, bool]]
+) -> Row:
+    """A whole training step."""
+    return _compare(problem, bench, fused, modes, lambda build: build, STEP_SECONDS)
+
+
+def compare_epoch(
+    problem: Problem, bench: Bench, fused: bool, modes: Sequence[tuple[str, bool]]
+) -> Row:
+    """A whole epoch."""
+    return _compare(problem, bench, fused, modes, lambda build: partial(EpochOf, build), 0.0)
+
+
+class EpochOf:
+    """Called, it trains for an epoch."""
+
+    def __init__(self, build: Callable[[], Trainer]) -> None:
+        self.trainer = build()
+
+    def __call__(self) -> None:
+        self.trainer.epoch()
+
+
+def _compare(
+    problem: Problem,
+    bench: Bench,
+    fused: bool,
+    modes: Sequence[tuple[str, bool]],
+    wrapped: Callable[[Callable[[], Trainer]], Callable[[], Any]],
+    sample_seconds: float,
+) -> Row:
+    contenders = [Contender("skinfast", True, wrapped(partial(Skinfast, problem)))]
+    for layout, compiled in modes:
+        build = wrapped(partial(PyTorch, problem, layout, compiled, fused))
+        contenders.append(Contender(pytorch_name(layout, compiled, fused), False, build))
+
+    def check(calls: dict[str, Any]) -> None:
+        trainers = {name: getattr(call, "trainer", call) for name, call in calls.items()}
+        assert_same_training(problem, TOLERANCES[problem.config.precision], trainers)
+
+    config = problem.config
+    name = f"{config.model} {config.image_size}x{config.image_size} {config.precision}"
+    (row,) = bench.compare(name, contenders, check, sample_seconds)
+    return row
+
+
+class ModelsBench:
+    """The tables of one run."""
+
+    def __init__(self, options: Any, bench: Bench, report: Report) -> None:
+        self.options, self.bench, self.report = options, bench, report
+        self.models = options.model or list(MODELS)
+        self.fused: dict[str, bool] = {}  # PyTorch's better Adam for each model
+        self.best: dict[tuple[str, str], tuple[str, bool]] = {}  # its better mode at 64x64
+
+    def updates(self) -> None:
+        """Gradient clearing and Adam; says which Adam PyTorch gets below."""
+        self.report.header("update phase: gradient clearing and Adam", "ms")
+        for model in self.models:
+            problem = problem_for(self.options, model, IMAGE_SIZES[0], "float32")
+            row = compare_update(problem, self.bench)
+            self.fused[model] = row.mode == adam_name(True)
+            self._add("update", problem, row)
+
+    def steps(self) -> None:
+        """Steps and epochs at both sizes in both precisions."""
+        quick = self.options.quick
+        modes = [mode for mode in MODES if not (quick and mode[1])]
+        self.report.header("a training step, an epoch", "ms")
+        for model in self.models:
+            for image_size in IMAGE_SIZES[: 1 if quick else None]:
+                for precision in PRECISIONS[: 1 if quick else None]:
+                    problem = problem_for(self.options, model, image_size, precision)
+                    fused = self.fused[model]
+                    row = compare_step(problem, self.bench, fused, modes)
+                    self._add("step", problem, row)
+                    names = {pytorch_name(*mode, fused): mode for mode in modes}
+                    best = names[row.mode]
+                    self.best.setdefault((model, precision), best)
+                    steps = len(problem.train_batches())
+                    if row.ours.median * steps <= EPOCH_SECONDS and not quick:
+                        row = compare_epoch(problem, self.bench, fused, [best])
+                        self._add(f"epoch of {steps} steps", problem, row)
+
+    def scaling(self) -> None:
+        """One setting at a time changed from batch 64, all threads, 64x64."""
+        self.report.header("scaling, against the best mode at 64x64", "ms")
+        threads = torch.get_num_threads()
+        for model, precision in itertools.product(self.models, PRECISIONS):
+            best = self.best.get((model, precision))
+            if best is None:
+                continue
+            for setting, settings in SCALING.items():
+                if setting == "threads" and self.bench.device.type != "cpu":
+                    continue
+                for value in settings:
+                    batch = value if setting == "batch" else 64
+                    size = value if setting == "image" else 64
+                    problem = problem_for(self.options, model, size, precision, batch)
+                    torch.set_num_threads(value if setting == "threads" else threads)
+                    row = compare_step(problem, self.bench, self.fused[model], [best])
+                    self._add("step", problem, row)
+        torch.set_num_threads(threads)
+
+    def _add(self, what: str, problem: Problem, row: Row) -> None:
+        config = problem.config
+        facts = {
+            "model": config.model,
+            "images": f"{config.image_size}x{config.image_size}",
+            "batch": config.batch_size,
+            "threads": torch.get_num_threads(),
+            "precision": config.precision,
+            "timed": what,
+        }
+        self.report.add(facts, row, "ms")
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--data", default="synthetic", help="a folder of HAM10000, or synthetic")
+    arguments.add_argument("--model", action="append", choices=list(MODELS), help="default: all")
+    arguments.add_argument("--scaling", action="store_true", help="add the scaling table")
+    options = arguments.parse_args()
+    bench = bench_of(options)
+    columns = {"model": 21, "images": 9, "batch": 7, "threads": 9, "precision": 11, "timed": 22}
+    report = Report("Training with skinfast against PyTorch", columns, bench, options)
+    models = ModelsBench(options, bench, report)
+    models.updates()
+    models.steps()
+    if options.scaling:
+        models.scaling()
+    report.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

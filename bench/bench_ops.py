@@ -1,0 +1,125 @@
+"""Every op against PyTorch's: microseconds, GB/s, GFLOP/s, and how near the machine's ceilings.
+
+python bench/bench_ops.py                      # all ops
+python bench/bench_ops.py conv2d_relu --quick
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from harness import Bench, Call, Contender
+from machine import Ceilings, measure_ceilings
+from op_bench import OpBench
+from report import Report, bench_of, parser, run
+from torch import Tensor
+
+from skinfast.errors import SkinfastError
+
+# A guard against timing two different computations, in the Euclidean norm: one ReLU that rounds to
+# the other side of zero moves a single gradient by its whole size. The tight bounds are in tests/.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 1e-1}
+
+
+def op_names() -> list[str]:
+    """Every op that has a file in bench/ops."""
+    files = (Path(__file__).parent / "ops").glob("bench_*.py")
+    return sorted(file.stem.removeprefix("bench_") for file in files)
+
+
+def load(name: str) -> OpBench:
+    """What bench/ops says about an op."""
+    if name not in op_names():
+        raise SkinfastError(f"there is no op {name!r}; choose from {', '.join(op_names())}")
+    return importlib.import_module(f"ops.bench_{name}").BENCH
+
+
+def build(name: str, *arguments: object) -> Call:
+    """As OpBench.build, by the op's name, so that a partial of it can be pickled."""
+    return load(name).build(*arguments)  # type: ignore[arg-type]
+
+
+def assert_equal(tolerance: float, calls: dict[str, Call]) -> None:
+    """Hold the results of all calls against those of the last."""
+    *_, expected = (results := {name: _numbers(call()) for name, call in calls.items()}).values()
+    for name, result in results.items():
+        for i, (actual, wanted) in enumerate(zip(result, expected, strict=True)):
+            distance = (actual - wanted).norm() / wanted.norm().clamp_min(1e-30)
+            assert distance <= tolerance, f"result {i} of {name} is off by {distance:.2g}"
+
+
+def _numbers(results: tuple[Tensor, ...]) -> list[Tensor]:
+    """Copies: Adam's results are the parameters, which the next call changes."""
+    return [result.detach().double() for result in results]
+
+
+def contenders_of(
+    op: OpBench, case: str, dtype: str, direction: str, device: torch.device
+) -> list[Contender]:
+    """Every layout of ours and every mode of PyTorch's."""
+    call = (op.name, case, dtype, direction, device)
+    layouts = [x for x in op.layouts if x != "batch_last" or device.type == "cpu"]
+    ours = [Contender(f"skinfast {x}", True, partial(build, *call, True, x)) for x in layouts]
+    return ours + [Contender(x, False, partial(build, *call, False, x)) for x in op.modes]
+
+
+def bench_op(name: str, bench: Bench, report: Report, ceilings: Ceilings, quick: bool) -> None:
+    """Print a row for every case, dtype, pass and layout of an op."""
+    op = load(name)
+    cases = list(op.cases)[:1] if quick else list(op.cases)
+    passes = op.passes[-1:] if quick else op.passes
+    for case, dtype, direction in itertools.product(cases, op.dtypes, passes):
+        rows = bench.compare(
+            f"{name} {case} {dtype}",
+            contenders_of(op, case, dtype, direction, bench.device),
+            partial(assert_equal, TOLERANCES[dtype]),
+        )
+        work = op.work_of(case, dtype, direction)
+        for row in rows:
+            seconds = row.ours.median
+            facts = {
+                "op": name,
+                "shape": case,
+                "dtype": dtype,
+                "pass": direction,
+                "layout": row.name.removeprefix("skinfast "),
+                "GB/s": work.bytes / seconds / 1e9,
+                "GFLOP/s": work.flops / seconds / 1e9,
+                "ceiling": ceilings.floor(work, dtype) / seconds,
+            }
+            report.add(facts, row, "us")
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("ops", nargs="*", metavar="OP", help=f"of {', '.join(op_names())}")
+    options = arguments.parse_args()
+    names = options.ops or op_names()
+    for name in names:
+        load(name)
+    bench = bench_of(options)
+    torch.manual_seed(0)
+    columns = {"op": 20, "shape": 26, "dtype": 9, "pass": 9, "layout": 14}
+    columns |= {"GB/s": 7, "GFLOP/s": 9, "ceiling": 8}
+    report = Report("skinfast's ops against PyTorch's", columns, bench, options)
+    ceilings = measure_ceilings(bench.device, bench.stopwatch, bench.rounds)
+    rates = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in ceilings.flops.items())
+    report.note(
+        f"ceilings of this machine: copy {ceilings.bandwidth / 1e9:.1f} GB/s, {rates}\n"
+        "GB/s, GFLOP/s and ceiling (the floor by these rates over our time; what fits a cache can "
+        "exceed 1) are skinfast's",
+        ceilings={"bandwidth": ceilings.bandwidth, "flops": ceilings.flops},
+    )
+    report.header(f"ops on {bench.device}", "us")
+    for name in names:
+        bench_op(name, bench, report, ceilings, options.quick)
+    report.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,228 @@
+"""Contenders side by side: equal results first, then turns, medians and spread.
+
+Every speed that this project states was measured here, by these rules:
+
+* results are compared before anything is timed, and a difference ends the run;
+* contenders take turns, A B A B ..., so that a noisy minute falls on all of them; a time is the
+  median over the rounds, and the least and the greatest stand beside it;
+* PyTorch is represented by the fastest of its modes, chosen by the same measurement;
+* peak memory is that of a process of its own for each contender;
+* every row is printed, the slower ones too. A ratio is PyTorch's time over ours.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Call = Callable[[], Any]
+#: Runs a call so many times; returns the seconds of one.
+Stopwatch = Callable[[Call, int], float]
+
+
+class ResultsDifferError(Exception):
+    """Two contenders do not compute the same, so there is nothing to compare."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to compute a case.
+
+    Attributes:
+        name: unique among the contenders.
+        ours: whether it is skinfast's.
+        build: makes the call that is timed. It can be pickled: its memory is measured elsewhere.
+    """
+
+    name: str
+    ours: bool
+    build: Callable[[], Call]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call, a sample for each round."""
+
+    samples: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One of ours against the fastest of PyTorch's.
+
+    Attributes:
+        ratio: PyTorch's median over ours; above 1 ours is faster.
+        ratio_range: the least and the greatest ratio of a round.
+        ours_memory, pytorch_memory: peak bytes beyond the imports, None where not measured.
+        modes: median seconds of every PyTorch mode.
+    """
+
+    name: str
+    mode: str
+    ours: Timing
+    pytorch: Timing
+    modes: dict[str, float]
+    ours_memory: int | None
+    pytorch_memory: int | None
+
+    @property
+    def ratio(self) -> float:
+        return self.pytorch.median / self.ours.median
+
+    @property
+    def ratio_range(self) -> tuple[float, float]:
+        pairs = zip(self.ours.samples, self.pytorch.samples, strict=True)
+        ratios = [pytorch / ours for ours, pytorch in pairs]
+        return min(ratios), max(ratios)
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+def stopwatch(device: torch.device) -> Stopwatch:
+    """Wall-clock time on a CPU, time between two events on a GPU."""
+
+    def on_cpu(call: Call, repeats: int) -> float:
+        started = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        return (time.perf_counter() - started) / repeats
+
+    def on_cuda(call: Call, repeats: int) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        start.record()
+        for _ in range(repeats):
+            call()
+        end.record()
+        torch.cuda.synchronize(device)
+        return start.elapsed_time(end) / 1000 / repeats
+
+    return on_cuda if device.type == "cuda" else on_cpu
+
+
+def take_turns(
+    calls: Mapping[str, Call], watch: Stopwatch, rounds: int, sample_seconds: float = 0.02
+) -> dict[str, Timing]:
+    """Time the calls in turns, after a warm-up; a sample takes about ``sample_seconds``."""
+    repeats = {}
+    for name, call in calls.items():
+        watch(call, 2)
+        repeats[name] = max(1, math.ceil(sample_seconds / watch(call, 1)))
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            samples[name].append(watch(call, repeats[name]))
+    return {name: Timing(values) for name, values in samples.items()}
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def peak_memory(build: Callable[[], Call], device: torch.device) -> int | None:
+    """Peak bytes that a contender needs, alone in a process; None where that can't be told.
+
+    On a CPU it is resident memory beyond what the process held before ``build``; on a GPU what
+    torch's allocator gave out.
+    """
+    # The server imports torch once, and every child is forked from it before any thread runs.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["skinfast.ops", "skinfast.training"])
+    threads = torch.get_num_threads()
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(_peak_memory_of_this_process, build, device, threads).result()
+        except BrokenProcessPool:
+            return None
+
+
+def _peak_memory_of_this_process(
+    build: Callable[[], Call], device: torch.device, threads: int
+) -> int | None:
+    torch.set_num_threads(threads)
+    before = _resident("VmRSS")
+    call = build()
+    for _ in range(2):
+        call()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    after = _resident("VmHWM")
+    return None if before is None or after is None else after - before
+
+
+def _resident(field: str) -> int | None:
+    """VmRSS (now) or VmHWM (the most so far) of this process, in bytes; Linux only."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+# --- cases ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How cases are measured in this run."""
+
+    device: torch.device
+    rounds: int
+    stopwatch: Stopwatch
+    memory: Callable[[Callable[[], Call], torch.device], int | None] = peak_memory
+
+    def compare(
+        self,
+        name: str,
+        contenders: Sequence[Contender],
+        check: Callable[[dict[str, Any]], None],
+        sample_seconds: float = 0.02,
+    ) -> list[Row]:
+        """Hold every contender of ours against the fastest of PyTorch's.
+
+        Args:
+            name: of the case, for a message.
+            check: takes the contenders' calls; raises AssertionError where two differ.
+
+        Raises:
+            ResultsDifferError: ``check`` failed; nothing was timed.
+        """
+        calls = {contender.name: contender.build() for contender in contenders}
+        try:
+            check(calls)
+        except AssertionError as error:
+            raise ResultsDifferError(
+                f"{name}: results differ, so nothing was timed: {error}"
+            ) from error
+        timings = take_turns(calls, self.stopwatch, self.rounds, sample_seconds)
+        del calls
+        modes = {c.name: timings[c.name].median for c in contenders if not c.ours}
+        best = min((c for c in contenders if not c.ours), key=lambda c: modes[c.name])
+        pytorch_memory = self.memory(best.build, self.device)
+        return [
+            Row(
+                name=c.name,
+                mode=best.name,
+                ours=timings[c.name],
+                pytorch=timings[best.name],
+                modes=modes,
+                ours_memory=self.memory(c.build, self.device),
+                pytorch_memory=pytorch_memory,
+            )
+            for c in contenders
+            if c.ours
+        ]

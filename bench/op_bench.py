@@ -1,0 +1,116 @@
+"""What a file in bench/ops says about its op, and the calls that are made of it."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from harness import Call
+from machine import Work
+from torch import Tensor
+
+from skinfast.ops import batch_last
+from skinfast.testing import in_layout
+
+MAPS = ("contiguous", "channels_last")
+MATRICES = ("contiguous",)
+
+
+@dataclass(frozen=True)
+class OpBench:
+    """The cases of one op.
+
+    Attributes:
+        name: of the op, as in skinfast.ops.
+        cases: shapes by name; both functions below take a shape's numbers as arguments.
+        arguments: dtype and a shape to the positional arguments, on the CPU; those that require
+            a gradient get one.
+        work: a shape to the work of the forward and of the backward pass, in values (not bytes)
+            and operations.
+        layouts: that skinfast computes in as stored. PyTorch's modes are those of MAPS or MATRICES.
+        dtypes: as the models use the op; under autocast some stay in float32.
+        keywords: further arguments, equal for all cases.
+    """
+
+    name: str
+    cases: dict[str, tuple[int, ...]]
+    arguments: Callable[..., tuple[Any, ...]]
+    work: Callable[..., tuple[Work, Work]]
+    layouts: tuple[str, ...] = MAPS
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    keywords: dict[str, Any] | None = None
+
+    passes = ("forward", "training")
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """PyTorch's."""
+        return tuple(layout for layout in self.layouts if layout != "batch_last")
+
+    def work_of(self, case: str, dtype: str, direction: str) -> Work:
+        """Bytes and operations of a call that ``build`` makes."""
+        forward, backward = self.work(*self.cases[case])
+        size = getattr(torch, dtype).itemsize
+        if direction == "forward":
+            return Work(forward.bytes * size, forward.flops)
+        return Work((forward.bytes + backward.bytes) * size, forward.flops + backward.flops)
+
+    def build(
+        self, case: str, dtype: str, direction: str, device: torch.device, ours: bool, mode: str
+    ) -> Call:
+        """A call that returns the output and, in training, the gradients, from fixed values."""
+        module = importlib.import_module(f"skinfast.ops.{self.name}")
+        function = getattr(module, self.name) if ours else module.reference
+        torch.manual_seed(0)
+        args = tuple(
+            _placed(a, device, mode) if isinstance(a, Tensor) else a
+            for a in self.arguments(getattr(torch, dtype), *self.cases[case])
+        )
+        keywords = self.keywords or {}
+
+        def forward() -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                return (function(*args, **keywords),)
+
+        if direction == "forward":
+            return forward
+        inputs = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
+        (output,) = forward()
+        grad = torch.empty_like(output).copy_(torch.randn(output.shape))
+
+        def forward_and_backward() -> tuple[Tensor, ...]:
+            output = function(*args, **keywords)
+            return output.detach(), *torch.autograd.grad(output, inputs, grad)
+
+        return forward_and_backward
+
+
+def values(dtype: torch.dtype, *shape: int, gradient: bool = True) -> Tensor:
+    """Normally distributed values."""
+    return torch.randn(shape, dtype=torch.float32).to(dtype).requires_grad_(gradient)
+
+
+def _placed(tensor: Tensor, device: torch.device, mode: str) -> Tensor:
+    placed = tensor.detach().to(device)
+    if mode == "batch_last" and tensor.dim() == 4:
+        placed = batch_last(placed)
+    else:
+        placed = in_layout(placed, mode)
+    return placed.requires_grad_(tensor.requires_grad)
+
+
+def elementwise(reads_and_writes: tuple[int, int], flops: tuple[int, int]) -> Callable[..., Any]:
+    """The work of an op that costs so much for every element, forward and backward."""
+
+    def work(*shape: int) -> tuple[Work, Work]:
+        n = math.prod(shape)
+        forward, backward = (
+            Work(moved * n, count * n) for moved, count in zip(reads_and_writes, flops, strict=True)
+        )
+        return forward, backward
+
+    return work

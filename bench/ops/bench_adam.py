@@ -1,0 +1,56 @@
+"""adam: one step for all parameters of ResNet-50 and of the CNN."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from harness import Call
+from machine import Work
+from op_bench import OpBench
+
+from skinfast.models import build_model
+from skinfast.optim import Adam
+
+
+@dataclass(frozen=True)
+class AdamBench(OpBench):
+    """No forward and backward pass: a step in place."""
+
+    passes = ("step",)
+    modes = ("Adam()", "Adam(fused=True)")
+
+    def work_of(self, case: str, dtype: str, direction: str) -> Work:
+        """Reads parameter, gradient and two moments, writes all but the gradient: 28 bytes."""
+        with torch.device("meta"):
+            count = sum(p.numel() for p in build_model(case).parameters())
+        return Work(7 * 4 * count, 12 * count)
+
+    def build(
+        self, case: str, dtype: str, direction: str, device: torch.device, ours: bool, mode: str
+    ) -> Call:
+        """A step from fixed gradients, which returns the parameters."""
+        torch.manual_seed(0)
+        parameters = list(build_model(case).to(device).parameters())
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        if ours:
+            optimizer: torch.optim.Optimizer = Adam(parameters)
+        else:
+            optimizer = torch.optim.Adam(parameters, fused=True if "fused" in mode else None)
+
+        def step() -> list[torch.Tensor]:
+            optimizer.step()
+            return parameters
+
+        return step
+
+
+BENCH = AdamBench(
+    name="adam",
+    cases={"resnet50": (), "cnn": (), "logistic-regression": ()},
+    arguments=lambda: (),
+    work=lambda: (Work(0, 0), Work(0, 0)),
+    layouts=("as stored",),
+    dtypes=("float32",),
+)

@@ -1,0 +1,30 @@
+"""max_pool2d: the CNN's three pools and ResNet-50's."""
+
+from machine import Work
+from op_bench import MAPS, OpBench, values
+
+
+def arguments(dtype, n, c, side, kernel, stride, padding):
+    return values(dtype, n, c, side, side), kernel, stride, padding
+
+
+def work(n, c, side, kernel, stride, padding):
+    """Backward reads the gradient and writes that of the input; places are not counted."""
+    x = n * c * side**2
+    y = n * c * ((side + 2 * padding - kernel) // stride + 1) ** 2
+    return Work(x + y, y * (kernel**2 - 1)), Work(x + y, y)
+
+
+BENCH = OpBench(
+    name="max_pool2d",
+    cases={
+        "64x10x64x64 2x2": (64, 10, 64, 2, 2, 0),
+        "64x10x32x32 3x3": (64, 10, 32, 3, 3, 0),
+        "64x10x10x10 4x4": (64, 10, 10, 4, 4, 0),
+        "64x64x32x32 3x3 stride 2": (64, 64, 32, 3, 2, 1),
+        "64x64x16x16 3x3 stride 2": (64, 64, 16, 3, 2, 1),
+    },
+    arguments=arguments,
+    work=work,
+    layouts=(*MAPS, "batch_last"),
+)

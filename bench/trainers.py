@@ -1,0 +1,207 @@
+"""A model's training, as `skinfast train` does it and as a PyTorch user would write it.
+
+Both hold the images on the device as uint8, and a step is whole: batch fetch, forward, loss,
+backward, Adam, sums of loss and correct answers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from skinfast.models import build_model
+from skinfast.nn import CrossEntropyLoss
+from skinfast.optim import Adam
+from skinfast.training import TrainStep
+from skinfast.training.problem import Problem
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Trainer:
+    """Called, it makes the next step of an endless training."""
+
+    def __init__(self) -> None:
+        epochs = (self.batches(epoch) for epoch in itertools.count(1))
+        self._stream = itertools.chain.from_iterable(epochs)
+
+    def __call__(self) -> None:
+        self.step(*next(self._stream))
+
+    def epoch(self) -> float:
+        """One pass over the training set; its mean loss."""
+        for batch in self.batches(1):
+            self.step(*batch)
+        return self.take_loss()
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Shuffled batches."""
+        raise NotImplementedError
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """Learn from one batch."""
+        raise NotImplementedError
+
+    def take_loss(self) -> float:
+        """Mean loss since the last call."""
+        raise NotImplementedError
+
+
+class Skinfast(Trainer):
+    """What skinfast.training.train does for an epoch."""
+
+    def __init__(self, problem: Problem) -> None:
+        config = problem.config
+        torch.manual_seed(config.seed)
+        self.model = build_model(config.model, image_size=config.image_size).to(problem.device)
+        self._step = TrainStep(
+            self.model,
+            Adam(self.model.parameters(), lr=config.lr),
+            CrossEntropyLoss().to(problem.device),
+            device=problem.device,
+            precision=config.precision,
+        )
+        self._batches = problem.train_batches()
+        super().__init__()
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        self._batches.set_epoch(epoch)
+        return iter(self._batches)
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        self._step(images, labels)
+
+    def take_loss(self) -> float:
+        return self._step.take_totals()[0]
+
+
+class PyTorch(Trainer):
+    """The same in PyTorch alone.
+
+    Args:
+        layout: of model and images, "contiguous" or "channels_last".
+        compiled: by torch.compile; on a GPU with CUDA graphs and its longest search.
+        fused: torch.optim.Adam(fused=True).
+    """
+
+    def __init__(self, problem: Problem, layout: str, compiled: bool, fused: bool) -> None:
+        config, device = problem.config, problem.device
+        memory_format = {
+            "contiguous": torch.contiguous_format,
+            "channels_last": torch.channels_last,
+        }[layout]
+        torch.manual_seed(config.seed)
+        model = build_model(config.model, image_size=config.image_size, backend="torch")
+        self.model = model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
+        self._forward: nn.Module = self.model
+        if compiled:
+            mode = "max-autotune" if device.type == "cuda" else None
+            self._forward = torch.compile(self.model, mode=mode)  # type: ignore[assignment]
+        self._loss_function = nn.CrossEntropyLoss()
+        self._optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=config.lr, fused=True if fused else None
+        )
+        self._device, self._bfloat16 = device, config.precision == "bfloat16"
+        self._batch_size = config.batch_size
+
+        images = problem.dataset.images.permute(0, 3, 1, 2).to(device)
+        self._images = images.contiguous(memory_format=memory_format)
+        self._labels = problem.dataset.labels.to(device)
+        self._train = torch.from_numpy(np.asarray(problem.train_indices))
+        # pixel * scale + shift = (pixel / 255 - mean) / std
+        mean, std = (
+            torch.tensor(v, device=device).view(3, 1, 1) for v in (problem.mean, problem.std)
+        )
+        self._scale, self._shift = 1 / (255 * std), -mean / std
+        self._sums = torch.zeros(3, device=device)
+        super().__init__()
+
+    def fetch(self, index: Tensor) -> Batch:
+        """The batch of images and labels with these indices."""
+        images = self._images.index_select(0, index).float().mul_(self._scale).add_(self._shift)
+        return images, self._labels.index_select(0, index)
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(epoch)
+        order = torch.randperm(len(self._train), generator=generator)
+        for index in self._train[order].to(self._device).split(self._batch_size):
+            yield self.fetch(index)
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
+            logits = self._forward(images)
+            loss = self._loss_function(logits, labels)
+        loss.backward()
+        self._optimizer.step()
+        with torch.no_grad():
+            self._sums[0] += loss * len(labels)
+            self._sums[1] += (logits.argmax(1) == labels).sum()
+            self._sums[2] += len(labels)
+
+    def take_loss(self) -> float:
+        loss, _, count = self._sums.tolist()
+        self._sums.zero_()
+        return loss / count
+
+
+class Update:
+    """The update phase alone: gradients are cleared, fixed ones put in their place, Adam steps."""
+
+    def __init__(self, problem: Problem, ours: bool, fused: bool) -> None:
+        torch.manual_seed(problem.config.seed)
+        model = build_model(problem.config.model, image_size=problem.config.image_size)
+        self.parameters = list(model.to(problem.device).parameters())
+        self._grads = [torch.randn_like(p) for p in self.parameters]
+        if ours:
+            self._optimizer: torch.optim.Optimizer = Adam(self.parameters)
+        else:
+            self._optimizer = torch.optim.Adam(self.parameters, fused=True if fused else None)
+
+    def __call__(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        for parameter, grad in zip(self.parameters, self._grads, strict=True):
+            parameter.grad = grad
+        self._optimizer.step()
+
+
+def assert_same_updates(updates: dict[str, Update]) -> None:
+    """Three steps of each lead to the same parameters."""
+    first, *others = updates.values()
+    for update in (first, *others):
+        for _ in range(3):
+            update()
+    for other in others:
+        for ours, theirs in zip(first.parameters, other.parameters, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def assert_same_training(problem: Problem, tolerance: float, trainers: dict[str, Trainer]) -> None:
+    """From equal weights, the same three batches give the same losses."""
+    batches = list(itertools.islice(iter(problem.train_batches()), 3))
+    losses: dict[str, list[float]] = {}
+    for name, trainer in trainers.items():
+        if isinstance(trainer, PyTorch):
+            _assert_same_fetch(problem, trainer)
+        losses[name] = []
+        for images, labels in batches:
+            trainer.step(images, labels)
+            losses[name].append(trainer.take_loss())
+    first, *others = losses.items()
+    for name, values in others:
+        for step, (ours, theirs) in enumerate(zip(first[1], values, strict=True), start=1):
+            assert abs(ours - theirs) <= tolerance * abs(theirs), (
+                f"the loss of step {step} is {ours:.5f} with {first[0]}, {theirs:.5f} with {name}"
+            )
+
+
+def _assert_same_fetch(problem: Problem, trainer: PyTorch) -> None:
+    images, labels = next(iter(problem.test_batches()))
+    index = torch.from_numpy(np.asarray(problem.split.test[: len(labels)])).to(images.device)
+    fetched, fetched_labels = trainer.fetch(index)
+    torch.testing.assert_close(fetched, images, rtol=1e-4, atol=1e-5)
+    assert torch.equal(fetched_labels, labels), "the labels fetched differ"

@@ -1,0 +1,60 @@
+"""Both sides of every benchmark compute the same, in every mode."""
+
+import itertools
+from functools import partial
+
+import bench_ops
+import pytest
+import torch
+from trainers import PyTorch, Skinfast, Update, assert_same_training, assert_same_updates
+
+from skinfast.training import TrainConfig, prepare
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", bench_ops.op_names())
+def test_every_layout_and_mode_of_an_op_computes_the_same(name):
+    op = bench_ops.load(name)
+    for dtype, direction in itertools.product(op.dtypes, op.passes):
+        call = (list(op.cases)[-1], dtype, direction, CPU)
+        calls = {layout: op.build(*call, True, layout) for layout in op.layouts}
+        calls |= {f"PyTorch {mode}": op.build(*call, False, mode) for mode in op.modes}
+        bench_ops.assert_equal(bench_ops.TOLERANCES[dtype], calls)
+        work = op.work_of(*call[:3])
+        assert work.bytes > 0 and work.flops > 0
+
+
+def test_a_different_result_is_found():
+    calls = {"a": lambda: (torch.ones(3),), "b": lambda: (torch.full((3,), 1.01),)}
+    with pytest.raises(AssertionError, match=r"result 0 of a is off by 0.0099"):
+        bench_ops.assert_equal(1e-3, calls)
+
+
+@pytest.fixture
+def problem(small_data):
+    return prepare(TrainConfig(data=str(small_data), image_size=32, batch_size=16, device="cpu"))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_both_sides_train_alike(problem, layout):
+    trainers = {"ours": Skinfast(problem), "torch": PyTorch(problem, layout, False, fused=True)}
+    assert_same_training(problem, 1e-3, trainers)
+    for trainer in trainers.values():
+        trainer()
+        trainer.take_loss()
+        assert trainer.epoch() > 0
+
+
+def test_another_training_is_found(problem):
+    trainers = {"ours": Skinfast(problem), "torch": PyTorch(problem, "contiguous", False, False)}
+    trainers["torch"].model.fc3.bias.data += 1
+    trainers["torch"].model.fc3.weight.data *= -1
+    with pytest.raises(AssertionError, match="the loss of step 1 is"):
+        assert_same_training(problem, 1e-3, trainers)
+
+
+def test_updates_are_alike(problem):
+    updates = {"ours": Update(problem, True, False)}
+    updates |= {str(fused): partial(Update, problem, False, fused)() for fused in (False, True)}
+    assert_same_updates(updates)
