@@ -181,7 +181,7 @@ def _add_evaluate(commands: _Subparsers) -> None:
         commands,
         "evaluate",
         _evaluate,
-        "measure a trained run on its test images, or on those of other data",
+        "measure a trained run on its test images, or on other data",
         "skinfast evaluate runs/cnn --data data/ham10000",
     )
     command.add_argument("directory", metavar="RUN", help="the folder of a finished run")

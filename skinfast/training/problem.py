@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -66,8 +67,7 @@ class Problem:
         drop_last: bool = False,
     ) -> DeviceBatches:
         return DeviceBatches(
-            self.dataset.images,
-            self.dataset.labels,
+            *self._resident,
             indices,
             self.config.batch_size,
             device=self.device,
@@ -79,6 +79,11 @@ class Problem:
             drop_last=drop_last,
             layout=self._layout(),
         )
+
+    @cached_property
+    def _resident(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and labels on the device: one copy for training and test."""
+        return self.dataset.images.to(self.device), self.dataset.labels.to(self.device)
 
     def _layout(self) -> str:
         """How the images must be stored for the model to take them as they are."""
