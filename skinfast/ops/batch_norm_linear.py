@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from skinfast.ops._library import SampleInput, refuse_double_backward
+from skinfast.ops._library import SampleInput, refuse_double_backward, register_fake
 from skinfast.ops.batch_norm_relu import (
     batch_norm_relu,
     check_values_per_channel,
@@ -107,7 +107,7 @@ def _statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-@torch.library.register_fake("skinfast::batch_norm_linear")
+@register_fake("batch_norm_linear")
 def _(
     x: Tensor,
     weight: Tensor,
@@ -123,7 +123,7 @@ def _(
     return x.new_empty(x.size(0), weight.size(0)), mean, variance
 
 
-@torch.library.register_fake("skinfast::batch_norm_linear_backward")
+@register_fake("batch_norm_linear_backward")
 def _(
     grad_output: Tensor,
     x: Tensor,

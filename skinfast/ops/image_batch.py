@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-import skinfast.ops._library  # noqa: F401  (loads the compiled ops)
+from skinfast.ops._library import register_fake
 
 
 def image_batch(
@@ -46,7 +46,7 @@ def image_batch(
     return torch.ops.skinfast.image_batch(images, indices, scale, shift, flips, layout, dtype)
 
 
-@torch.library.register_fake("skinfast::image_batch")
+@register_fake("image_batch")
 def _(
     images: Tensor,
     indices: Tensor,
