@@ -11,14 +11,14 @@ EPOCHS ?= 15
 
 BIN := $(VENV)/bin
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
-RUN := runs/demo$(if $(DATA),-$(notdir $(abspath $(DATA))))
+RUN = runs/demo$(if $(DATA),-$(shell basename "$(DATA)"))
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet
 
 .PHONY: demo test lint format check-cuda clean
 
 demo: $(VENV)/.built
-	$(BIN)/skinfast train --model cnn --output $(RUN) $(if $(wildcard $(RUN)/config.json),--resume) \
-	  --data $(or $(DATA),synthetic) --epochs $(EPOCHS)
+	$(BIN)/skinfast train --model cnn --output "$(RUN)" --data "$(or $(DATA),synthetic)" \
+	  --epochs $(EPOCHS) $$(test -f "$(RUN)/config.json" && echo --resume)
 
 test: $(VENV)/.built
 	$(BIN)/python -m pytest
@@ -53,9 +53,12 @@ format: $(VENV)/.linters
 
 # Every CUDA kernel, compiled with nvcc; warnings and register spills are errors.
 check-cuda: $(VENV)/.dependencies
+	mkdir -p build && rm -rf build/*-strict
 	SKINFAST_STRICT=ON $(BIN)/python setup.py --quiet build_ext --inplace > build/check_cuda.log 2>&1 \
 	  || { tail -n 40 build/check_cuda.log; exit 1; }
-	@grep -c 'Used [0-9]* registers' build/check_cuda.log | sed 's/$$/ CUDA kernels compiled, no spills/'
+	@kernels=$$(grep -c 'Used [0-9]* registers' build/check_cuda.log) \
+	  && echo "$$kernels kernels compiled for each architecture, no spills" \
+	  || { echo 'no CUDA kernel was compiled; is nvcc on PATH?'; exit 1; }
 
 clean:
 	rm -rf build $(VENV) skinfast/*.so *.egg-info

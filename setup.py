@@ -19,6 +19,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+OLDEST_TORCH = (2, 10)
 # What one nvcc and one g++ need at their peak, generously.
 GIB_PER_CUDA_JOB = 3.0
 GIB_PER_JOB = 1.0
@@ -35,7 +36,9 @@ def find_torch() -> Path | None:
     for folder in folders:
         torch = Path(folder) / "torch"
         if (torch / "version.py").is_file() and (torch / "include").is_dir():
-            return torch
+            release = re.match(r"(\d+)\.(\d+)", torch_facts(torch)[0])
+            if release and (int(release[1]), int(release[2])) >= OLDEST_TORCH:
+                return torch
     return None
 
 
@@ -65,8 +68,12 @@ def cuda_architectures(arch_list: str) -> str:
 
 def jobs() -> tuple[int, int]:
     """Compilers at once, and how many of them nvcc: as many as cores and free memory allow."""
-    free_gib = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    wanted = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    match = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    free_gib = int(match[1]) / 2**20 if match else 4.0
+    wish = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+    if not wish.isdecimal() or int(wish) < 1:
+        raise SystemExit(f"skinfast: MAX_JOBS is {wish!r}; it needs to be a number from 1")
+    wanted = int(wish)
     at_once = max(1, min(wanted, int(free_gib / GIB_PER_JOB)))
     return at_once, max(1, min(at_once, int(free_gib / GIB_PER_CUDA_JOB)))
 
@@ -93,13 +100,15 @@ class CMakeBuild(build_ext):
         torch = find_torch()
         if torch is None:
             raise SystemExit(
-                "skinfast: torch was not found; run `pip install torch`, then install again"
+                "skinfast: torch 2.10 or newer was not found; run `pip install --upgrade torch`"
             )
         version, cuda = torch_facts(torch)
         at_once, cuda_at_once = jobs()
         package = Path(self.get_ext_fullpath("skinfast._ops")).resolve().parent
         # One build folder for each torch and Python: a change of either must not meet old objects.
+        strict = os.environ.get("SKINFAST_STRICT", "OFF").upper() == "ON"
         name = f"{version}-{sysconfig.get_python_version()}".replace("+", "-")
+        name += "-strict" if strict else ""
         build = ROOT / "build" / name
         options = {
             "CMAKE_INSTALL_PREFIX": package,
@@ -108,7 +117,7 @@ class CMakeBuild(build_ext):
             "SKINFAST_TORCH_CUDA": cuda,
             "SKINFAST_CUDA": cuda_wish(version, cuda),
             "SKINFAST_CUDA_JOBS": cuda_at_once,
-            "SKINFAST_STRICT": os.environ.get("SKINFAST_STRICT", "OFF"),
+            "SKINFAST_STRICT": "ON" if strict else "OFF",
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": self.pybind11_cmake_dir(),
         }

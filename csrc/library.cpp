@@ -8,6 +8,13 @@
 
 STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
   m.def(
+      "conv2d(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, "
+      "int[2] dilation, int groups) -> Tensor");
+  m.def(
+      "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, int[2] stride, "
+      "int[2] padding, int[2] dilation, int groups, bool want_input, bool want_weight, "
+      "bool want_bias) -> (Tensor, Tensor, Tensor)");
+  m.def(
       "conv2d_relu(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, "
       "int[2] dilation, int groups) -> Tensor");
   m.def(
@@ -45,6 +52,14 @@ STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
       "batch_norm_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, "
       "Tensor variance, int count, float momentum) -> ()");
   m.def(
+      "batch_norm_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, "
+      "Tensor? norm_bias, Tensor? running_mean, Tensor? running_var, bool training, float eps) "
+      "-> (Tensor output, Tensor mean, Tensor variance)");
+  m.def(
+      "batch_norm_linear_backward(Tensor grad_output, Tensor x, Tensor mean, Tensor variance, "
+      "Tensor weight, Tensor? norm_weight, Tensor? norm_bias, float eps) "
+      "-> (Tensor grad_weight, Tensor grad_bias, Tensor grad_norm_weight, Tensor grad_norm_bias)");
+  m.def(
       "max_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
       "bool ceil_mode) -> (Tensor output, Tensor argmax)");
   m.def(
@@ -59,4 +74,7 @@ STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
       "cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight, "
       "Tensor normalizers, Tensor total_weight, int ignore_index, int reduction, "
       "float label_smoothing) -> Tensor");
+  m.def(
+      "image_batch(Tensor images, Tensor indices, Tensor scale, Tensor shift, Tensor? flips, "
+      "str layout, ScalarType dtype) -> Tensor");
 }

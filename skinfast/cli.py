@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -14,20 +16,35 @@ from skinfast.errors import SkinfastError
 
 _Subparsers = Any
 
+_MENDS = {
+    errno.ENOSPC: "; free space on that disk and try again",
+    errno.EACCES: "; choose a folder you may write to",
+    errno.EPERM: "; choose a folder you may write to",
+    errno.EROFS: "; choose a folder you may write to",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 1 on a failed check, 2 on bad input, 130 on an interrupt."""
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         return options.run(options)
     except SkinfastError as error:
         return _complain(str(error), 2)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        reason = error.strerror or error
-        return _complain(f"{where}{reason}; free space or choose a folder you may write to", 2)
+        mend = _MENDS.get(error.errno or 0, "")
+        return _complain(f"{where}{error.strerror or error}{mend}", 2)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        return _complain("out of memory; lower --batch-size or --image-size", 2)
     except KeyboardInterrupt:
-        return _complain("interrupted; `skinfast train` goes on with --resume", 130)
+        return _complain("interrupted; a run that has finished an epoch goes on with --resume", 130)
 
 
 def _complain(message: str, code: int) -> int:
@@ -164,7 +181,7 @@ def _add_evaluate(commands: _Subparsers) -> None:
         commands,
         "evaluate",
         _evaluate,
-        "measure a trained run on its test images, or on those of other data",
+        "measure a trained run on its test images, or on other data",
         "skinfast evaluate runs/cnn --data data/ham10000",
     )
     command.add_argument("directory", metavar="RUN", help="the folder of a finished run")

@@ -13,13 +13,16 @@ from pathlib import Path
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; move it over ``path`` when the block succeeds.
 
-    If the block raises (a full disk, an interrupt), the temporary file is removed and what stood
-    at ``path`` before is untouched.
+    If the block raises (a full disk, an interrupt), the temporary file is removed and what stood at
+    ``path`` before is untouched. A symbolic link is followed.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
-    path = Path(path)
+    path = Path(path).resolve()
+    if path.exists() and not path.is_file():
+        yield path  # a pipe or a device is written to, not replaced
+        return
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)

@@ -29,21 +29,27 @@ def op(name: str, backend: str) -> Callable[..., Any]:
     return getattr(module, name if backend == "skinfast" else "reference")
 
 
-class Conv2dReLU(nn.Conv2d):
-    """``torch.nn.Conv2d`` and ReLU: ``[N, C, H, W]`` to ``[N, K, P, Q]``."""
+class Conv2d(nn.Conv2d):
+    """``torch.nn.Conv2d`` on ``skinfast.ops.conv2d``: ``[N, C, H, W]`` to ``[N, K, P, Q]``."""
+
+    _op = "conv2d"
 
     def __init__(self, *args: Any, backend: str = "skinfast", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.padding_mode != "zeros":
-            raise SkinfastError(
-                f"padding_mode is {self.padding_mode!r}; Conv2dReLU pads with zeros"
-            )
-        self._function = op("conv2d_relu", backend)
+            raise SkinfastError(f"padding_mode is {self.padding_mode!r}; it needs to be 'zeros'")
+        self._function = op(self._op, backend)
 
     def forward(self, input: Tensor) -> Tensor:
         return self._function(
             input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
+
+
+class Conv2dReLU(Conv2d):
+    """``torch.nn.Conv2d`` and ReLU: ``[N, C, H, W]`` to ``[N, K, P, Q]``."""
+
+    _op = "conv2d_relu"
 
 
 class LinearReLU(nn.Linear):
@@ -57,25 +63,31 @@ class LinearReLU(nn.Linear):
         return self._function(input, self.weight, self.bias)
 
 
-class _BatchNorm(nn.BatchNorm2d):
-    """torch.nn.BatchNorm2d's parameters and statistics, for any input with channels second."""
+class _BatchNorm(nn.modules.batchnorm._NormBase):
+    """torch.nn.BatchNorm2d's parameters and statistics, for any input with channels second.
+
+    Not a subclass of it: ``convert_sync_batchnorm`` would put a module in its place that does
+    neither the ReLU nor the addition.
+    """
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise SkinfastError(f"batch norm needs [N, C, ...]; got shape {tuple(input.shape)}")
 
-    def _statistics(self) -> dict[str, Any]:
-        """The arguments that torch.nn.BatchNorm2d.forward would pass on."""
+    def statistics(self) -> dict[str, Any]:
+        """The arguments but weight and bias that torch.nn.BatchNorm2d.forward would pass on.
+
+        One call a step: in training it counts the batch.
+        """
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:  # a cumulative average
                 momentum = 1.0 / float(self.num_batches_tracked)
+        use_running = not self.training or self.track_running_stats
         return {
-            "running_mean": self.running_mean,
-            "running_var": self.running_var,
-            "weight": self.weight,
-            "bias": self.bias,
+            "running_mean": self.running_mean if use_running else None,
+            "running_var": self.running_var if use_running else None,
             "training": self.training or self.running_mean is None,
             "momentum": momentum,
             "eps": self.eps,
@@ -92,7 +104,9 @@ class BatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
-        return self._function(input, **self._statistics(), relu=self.relu)
+        return self._function(
+            input, weight=self.weight, bias=self.bias, relu=self.relu, **self.statistics()
+        )
 
 
 class BatchNormAddReLU(_BatchNorm):
@@ -102,9 +116,11 @@ class BatchNormAddReLU(_BatchNorm):
         super().__init__(*args, **kwargs)
         self._function = op("batch_norm_add_relu", backend)
 
-    def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, input: Tensor, residual: Tensor) -> Tensor:
         self._check_input_dim(input)
-        return self._function(input, residual, **self._statistics())
+        return self._function(
+            input, residual, weight=self.weight, bias=self.bias, **self.statistics()
+        )
 
 
 class MaxPool2d(nn.MaxPool2d):

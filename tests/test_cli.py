@@ -102,6 +102,20 @@ def test_evaluate_on_other_data_keeps_the_runs_normalisation(trained, small_data
     assert metrics["loss"] == json.loads((trained / "result.json").read_text())["loss"]
 
 
+def test_evaluate_uses_all_images_of_data_that_the_run_has_not_seen(
+    trained, small_data, tmp_path, capsys
+):
+    other = tmp_path / "other"
+    shutil.copytree(small_data, other)
+    metadata = other / "HAM10000_metadata.csv"
+    metadata.write_text(metadata.read_text().replace("ISIC_", "OTHER_"))
+    for image in (other / "images").iterdir():
+        image.rename(image.with_name(image.name.replace("ISIC_", "OTHER_")))
+    capsys.readouterr()
+    assert run("evaluate", trained, "--data", other, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["num_images"] == 108
+
+
 def test_predict_agrees_with_the_predictions_of_the_run(trained, small_data, capsys):
     with np.load(trained / "predictions.npz") as archive:
         image_id, probabilities = archive["image_ids"][3], archive["probabilities"][3]
@@ -276,7 +290,7 @@ def test_no_permission_to_write(tmp_path, small_data, error_line, monkeypatch):
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)
     line = error_line("train", "--data", small_data, "--image-size", 32,
                            "--output", tmp_path / "run")  # fmt: skip
-    assert "Permission denied; free space or choose a folder you may write to" in line
+    assert "Permission denied; choose a folder you may write to" in line
 
 
 def test_disk_full_while_saving(tmp_path, small_data, error_line, monkeypatch):
@@ -286,7 +300,7 @@ def test_disk_full_while_saving(tmp_path, small_data, error_line, monkeypatch):
     monkeypatch.setattr("skinfast.training.loop.save_model", full)
     line = error_line("train", "--data", small_data, "--image-size", 32,
                            "--epochs", 1, "--output", tmp_path / "run")  # fmt: skip
-    assert "model.safetensors: No space left on device; free space" in line
+    assert "model.safetensors: No space left on device; free space on that disk" in line
 
 
 def test_interrupt_names_resume(monkeypatch, capsys, tmp_path):

@@ -19,8 +19,10 @@ def twins(name, image_size, dtype=torch.float64, device="cpu"):
 
 @pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("image_size", [32, 64])
-@pytest.mark.parametrize("name", MODELS)
-def test_outputs_and_all_gradients_equal_pure_pytorch(name, image_size, device):
+@pytest.mark.parametrize(
+    ("name", "image_gradient"), [*((name, True) for name in MODELS), ("logistic-regression", False)]
+)
+def test_outputs_and_all_gradients_equal_pure_pytorch(name, image_gradient, image_size, device):
     generator = torch.Generator().manual_seed(1)
     # Eight, since layer 4 of ResNet-50 has 1x1 maps at 32x32: its batch norms over two or three
     # values amplify the last bit of a float64 by many orders of magnitude.
@@ -28,10 +30,11 @@ def test_outputs_and_all_gradients_equal_pure_pytorch(name, image_size, device):
     labels = torch.arange(8, device=device) % 7
     results = []
     for model in twins(name, image_size, device=device):
-        x = images.to(device).requires_grad_()
+        x = images.to(device).requires_grad_(image_gradient)
         logits = model(x)
         loss = CrossEntropyLoss()(logits, labels)
-        gradients = torch.autograd.grad(loss, [x, *model.parameters()])
+        wanted = [x, *model.parameters()] if image_gradient else list(model.parameters())
+        gradients = torch.autograd.grad(loss, wanted)
         results.append([logits, *gradients, *model.buffers()])
     torch.testing.assert_close(results[0], results[1], rtol=1e-7, atol=1e-9)
 

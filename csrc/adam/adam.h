@@ -175,9 +175,8 @@ inline std::string item_name(const char* list, size_t i) {
 inline void check_like_param(const char* list, size_t i, const Tensor& tensor,
                              const Tensor& param) {
   const auto sizes = tensor.sizes(), needed = param.sizes();
-  if (tensor.scalar_type() == param.scalar_type() && tensor.is_cuda() == param.is_cuda() &&
-      tensor.get_device_index() == param.get_device_index() && sizes.size() == needed.size() &&
-      std::equal(sizes.begin(), sizes.end(), needed.begin())) {
+  if (tensor.scalar_type() == param.scalar_type() && tensor.device() == param.device() &&
+      sizes.size() == needed.size() && std::equal(sizes.begin(), sizes.end(), needed.begin())) {
     return;  // the names below are made for a message only
   }
   const std::string name = item_name(list, i), param_name = item_name("params", i);

@@ -292,18 +292,6 @@ void sum_weight_gradient(DType dtype, const SmallConv2d& conv, const void* parti
 namespace skinfast {
 namespace {
 
-ScalarType accumulate_dtype(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-Tensor permute(const Tensor& tensor, const std::vector<int64_t>& order) {
-  std::array<StableIValue, 2> stack{torch::stable::detail::from(tensor),
-                                    torch::stable::detail::from(order)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::permute", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 // A tensor [N, C, H, W] stored with its batch last: in memory it is [C, H, W, N].
 bool is_batch_last(const Tensor& x) {
   return !x.is_contiguous() && !is_channels_last(x) && permute(x, {1, 2, 3, 0}).is_contiguous();
@@ -347,7 +335,7 @@ Tensor conv2d_relu_cpu(const Tensor& x, const Tensor& weight, const std::optiona
   }
   const bool keep = is_batch_last(x);
   const MemoryFormat layout = conv2d_layout(x, weight);
-  if (x.numel() == 0) return empty_in(x, shape, layout);
+  if (x.size(0) == 0) return empty_in(x, shape, layout);
   const SmallConv2d conv = small_conv2d_of(x, weight, shape, arguments);
   std::optional<Tensor> wide_bias;
   if (bias) {
@@ -366,8 +354,9 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_backward_cpu(
     bool want_bias) {
   const Conv2dArguments arguments{stride, padding, dilation, groups};
   const auto shape = check_conv2d("conv2d_relu_backward", x, weight, std::nullopt, arguments);
-  check_conv2d_gradient("conv2d_relu_backward", grad_output, output, x, shape);
-  if (!is_small_conv2d(x, weight, arguments) || x.numel() == 0) {
+  check_conv2d_gradient("conv2d_relu_backward", "grad_output", grad_output, x, shape);
+  check_conv2d_gradient("conv2d_relu_backward", "output", output, x, shape);
+  if (!is_small_conv2d(x, weight, arguments) || x.size(0) == 0) {
     return general_conv2d_relu_backward(grad_output, output, x, weight, arguments,
                                         {want_input, want_weight, want_bias});
   }

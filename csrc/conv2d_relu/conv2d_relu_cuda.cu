@@ -222,7 +222,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_backward_cuda(
     bool want_bias) {
   const Conv2dArguments arguments{stride, padding, dilation, groups};
   const auto shape = check_conv2d("conv2d_relu_backward", x, weight, std::nullopt, arguments);
-  check_conv2d_gradient("conv2d_relu_backward", grad_output, output, x, shape);
+  check_conv2d_gradient("conv2d_relu_backward", "grad_output", grad_output, x, shape);
+  check_conv2d_gradient("conv2d_relu_backward", "output", output, x, shape);
   if (!is_small_conv2d(x, weight, arguments) || output.numel() == 0) {
     return general_conv2d_relu_backward(grad_output, output, x, weight, arguments,
                                         {want_input, want_weight, want_bias});

@@ -47,15 +47,16 @@ SKINFAST_HOST_DEVICE float load(BFloat16 value) {
   return result;
 }
 
+// float16 is for CUDA alone, and for its emulation: older compilers for the CPU lack the type.
+#if defined(__CUDACC__)
+SKINFAST_HOST_DEVICE float load(Half value) { return __half2float(__ushort_as_half(value.bits)); }
+#elif defined(SKINFAST_EMULATION)
 SKINFAST_HOST_DEVICE float load(Half value) {
-#if defined(__CUDA_ARCH__)
-  return __half2float(__ushort_as_half(value.bits));
-#else
   _Float16 half;
   memcpy(&half, &value.bits, sizeof(half));
   return static_cast<float>(half);
-#endif
 }
+#endif
 
 // Convert a computed value to storage, rounding to nearest even; NaN stays NaN.
 template <typename T>
@@ -83,19 +84,22 @@ struct Store<BFloat16> {
 #endif
   }
 };
+#if defined(__CUDACC__)
+template <>
+struct Store<Half> {
+  SKINFAST_HOST_DEVICE Half from(float value) { return {__half_as_ushort(__float2half_rn(value))}; }
+};
+#elif defined(SKINFAST_EMULATION)
 template <>
 struct Store<Half> {
   SKINFAST_HOST_DEVICE Half from(float value) {
-#if defined(__CUDA_ARCH__)
-    return {__half_as_ushort(__float2half_rn(value))};
-#else
     const _Float16 half = static_cast<_Float16>(value);
     Half result;
     memcpy(&result.bits, &half, sizeof(half));
     return result;
-#endif
   }
 };
+#endif
 
 template <typename T, typename A>
 SKINFAST_HOST_DEVICE T store(A value) {

@@ -73,17 +73,20 @@ inline const char* dtype_name(ScalarType dtype) {
 
 // --- checks: `op` and `name` are what the user wrote ----------------------------------------
 
-inline void check_floating(const char* op, const char* name, const Tensor& tensor) {
-  const ScalarType dtype = tensor.scalar_type();
+inline void check_floating(const char* op, const char* name, ScalarType dtype, bool is_cuda) {
   const bool common =
       dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16;
-  if (tensor.is_cuda()) {
+  if (is_cuda) {
     SKINFAST_CHECK(common || dtype == ScalarType::Half, op, ": ", name, " has dtype ",
                    dtype_name(dtype), "; it needs float32, float64, bfloat16 or float16");
   } else {
     SKINFAST_CHECK(common, op, ": ", name, " has dtype ", dtype_name(dtype),
                    "; on the CPU it needs float32, float64 or bfloat16");
   }
+}
+
+inline void check_floating(const char* op, const char* name, const Tensor& tensor) {
+  check_floating(op, name, tensor.scalar_type(), tensor.is_cuda());
 }
 
 inline void check_dtype(const char* op, const char* name, const Tensor& tensor, ScalarType dtype) {
@@ -100,9 +103,8 @@ inline void check_same_dtype(const char* op, const char* name, const Tensor& ten
 
 inline void check_same_device(const char* op, const char* name, const Tensor& tensor,
                               const char* other_name, const Tensor& other) {
-  SKINFAST_CHECK(
-      tensor.is_cuda() == other.is_cuda() && tensor.get_device_index() == other.get_device_index(),
-      op, ": ", name, " and ", other_name, " are on different devices; move one with .to()");
+  SKINFAST_CHECK(tensor.device() == other.device(), op, ": ", name, " and ", other_name,
+                 " are on different devices; move one with .to()");
 }
 
 inline void check_shape(const char* op, const char* name, const Tensor& tensor,
@@ -140,7 +142,7 @@ inline bool is_channels_last(const Tensor& tensor) {
 }
 
 // The layout an op computes in: as stored where that is dense, contiguous otherwise. A tensor
-// that is both (one channel, 1x1 maps) counts as contiguous. skinfast/ops/_layout.py has its twin.
+// that is both (one channel, 1x1 maps) counts as contiguous. skinfast/ops/_library.py has its twin.
 inline MemoryFormat layout_of(const Tensor& tensor) {
   return !tensor.is_contiguous() && is_channels_last(tensor) ? MemoryFormat::ChannelsLast
                                                              : MemoryFormat::Contiguous;
@@ -161,6 +163,12 @@ inline Tensor empty_in(const Tensor& like, const std::vector<int64_t>& shape, Me
                               like.device(), std::nullopt, layout);
 }
 
+// Call an op by name that returns a tensor; `stack` holds all its arguments.
+inline Tensor call_aten(const char* name, const char* overload, StableIValue* stack) {
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // --- types -----------------------------------------------------------------------------------
 
 inline DType dtype_of(const Tensor& tensor) {
@@ -174,6 +182,11 @@ inline DType dtype_of(const Tensor& tensor) {
     default:
       return DType::kFloat;
   }
+}
+
+// The dtype that sums over a tensor are computed and stored in.
+inline ScalarType accumulate_dtype(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 // On an undefined optional gradient the op returns an empty tensor: the ABI has no null tensor.

@@ -5,6 +5,10 @@
 
 #include "core/scalar.h"
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 #define SKINFAST_VECTOR_BYTES 64
 #elif defined(__AVX2__)
@@ -58,6 +62,9 @@ SKINFAST_HOST_DEVICE void store_vector(double* target, vector_t<double> value) {
   memcpy(target, &value, sizeof(value));
 }
 SKINFAST_HOST_DEVICE void store_vector(BFloat16* target, vector_t<float> value) {
+#if defined(__AVX512BF16__)
+  const __m256bh narrow = _mm512_cvtneps_pbh(value);
+#else
   // Store<BFloat16>, lane by lane.
   typedef uint16_t Narrow __attribute__((vector_size(SKINFAST_VECTOR_BYTES / 2)));
   typedef uint32_t Wide __attribute__((vector_size(SKINFAST_VECTOR_BYTES)));
@@ -65,6 +72,7 @@ SKINFAST_HOST_DEVICE void store_vector(BFloat16* target, vector_t<float> value) 
   const Wide rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const Wide quiet = Wide{} + 0x7fc0u;
   const Narrow narrow = __builtin_convertvector(value != value ? quiet : rounded, Narrow);
+#endif
   memcpy(target, &narrow, sizeof(narrow));
 }
 

@@ -96,10 +96,6 @@ inline const void* weight_data(const std::optional<Tensor>& weight) {
   return weight.has_value() ? weight->const_data_ptr() : nullptr;
 }
 
-inline ScalarType accumulate_dtype(const Tensor& tensor) {
-  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 inline CrossEntropyParams cross_entropy_params(const char* op, const Tensor& input,
                                                const Tensor& target,
                                                const std::optional<Tensor>& weight,

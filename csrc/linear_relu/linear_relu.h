@@ -27,11 +27,6 @@ SKINFAST_DECLARE_KERNEL(void mask_and_sum_columns(DType dtype, int64_t M, int64_
 
 namespace skinfast {
 
-inline Tensor call_aten(const char* name, const char* overload, StableIValue* stack) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack, TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 inline std::vector<int64_t> check_linear(const char* op, const Tensor& x, const Tensor& weight,
                                          const std::optional<Tensor>& bias) {
   check_floating(op, "input", x);
@@ -79,7 +74,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_relu_backward(const Tensor& grad_outpu
   check_same_device(op, "output", output, "input", x);
 
   const int64_t N = weight.size(0), K = weight.size(1);
-  const int64_t M = N > 0 ? output.numel() / N : 0;
+  int64_t M = 1;
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) M *= x.size(i);
   const Tensor rows = torch::stable::reshape(x, {M, K});
   Tensor masked = torch::stable::new_empty(output, {M, N});
   Tensor grad_bias = torch::stable::new_zeros(output, {N});

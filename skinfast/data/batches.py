@@ -10,14 +10,18 @@ import numpy.typing as npt
 import torch
 
 from skinfast.errors import SkinfastError
+from skinfast.ops import image_batch
+
+_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_LAYOUTS = ("contiguous", "channels_last", "batch_last")
 
 
 class DeviceBatches:
     """Iterate over normalised, optionally shuffled and mirrored, batches of images.
 
-    The images stay on the device as uint8, a quarter of what floats would take, and each step
-    gathers, mirrors and normalises there. Training and test batches share one copy when they are
-    given tensors that are on the device already.
+    The images stay on the device as uint8, a quarter of what floats would take, and for each step
+    one op gathers, mirrors and normalises there (``skinfast.ops.image_batch``). Training and test
+    batches share one copy when they are given tensors that are on the device already.
 
     Each iteration yields
 
@@ -37,8 +41,9 @@ class DeviceBatches:
         shuffle: another order every epoch; otherwise the order of ``indices``.
         seed: with the epoch, of the order and the mirroring.
         augment: mirror each image left-right with probability 1/2, top-bottom likewise.
-        dtype: of the images yielded; the arithmetic is float32.
-        channels_last: memory format of the images yielded.
+        dtype: of the images yielded: float32, float64, bfloat16 or on a GPU float16.
+        layout: how the images yielded are stored: "contiguous", "channels_last" or "batch_last"
+            (see ``skinfast.ops.batch_last``).
         drop_last: leave out a last batch that is not full.
 
     Raises:
@@ -59,7 +64,7 @@ class DeviceBatches:
         seed: int = 0,
         augment: bool = False,
         dtype: torch.dtype = torch.float32,
-        channels_last: bool = False,
+        layout: str = "contiguous",
         drop_last: bool = False,
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
@@ -78,22 +83,27 @@ class DeviceBatches:
             raise SkinfastError(
                 f"mean is {list(mean)}, std is {list(std)}; give three numbers each, std above 0"
             )
-        if not dtype.is_floating_point:
-            raise SkinfastError(f"dtype is {dtype}; choose a floating-point dtype")
+        on_gpu = torch.device(device).type != "cpu"
+        if dtype not in _CPU_DTYPES and not (on_gpu and dtype == torch.float16):
+            raise SkinfastError(
+                f"dtype is {dtype}; choose float32, float64, bfloat16 or, on a GPU, float16"
+            )
+        if layout not in _LAYOUTS:
+            raise SkinfastError(f"layout is {layout!r}; choose one of {', '.join(_LAYOUTS)}")
         self.indices = _checked_indices(indices, len(images))
         if drop_last and len(self.indices) < batch_size:
             raise SkinfastError(
                 f"{len(self.indices)} images make no full batch of {batch_size}, and drop_last "
                 "leaves out the rest; choose a smaller batch size"
             )
-        self.images = images.to(device)
+        self.images = images.to(device).contiguous()
         self.labels = labels.to(device)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
         self.augment = augment
         self.dtype = dtype
-        self.channels_last = channels_last
+        self.layout = layout
         self.drop_last = drop_last
         self.epoch = 0
         # (value / 255 - mean) / std as one multiply-add.
@@ -111,37 +121,33 @@ class DeviceBatches:
         return math.floor(batches) if self.drop_last else math.ceil(batches)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        order, mirrored = self._draw()
-        order_on_device = order.to(self.images.device)
+        # One upload of each for the whole epoch; a step then only launches the op.
+        device = self.images.device
+        order, flips = (drawn.to(device) for drawn in self._draw())
+        labels = self.labels.index_select(0, order)
         for batch in range(len(self)):
             rows = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
-            index = order_on_device[rows]
-            pixels = self.images.index_select(0, index)
-            if self.augment:
-                for axis in (0, 1):
-                    # Found on the CPU: nonzero() on a GPU would make the host wait for it.
-                    flipped = mirrored[rows, axis].nonzero().squeeze(1).to(pixels.device)
-                    part = pixels.index_select(0, flipped).flip(2 - axis)
-                    pixels.index_copy_(0, flipped, part)
-            yield self._normalise(pixels), self.labels.index_select(0, index)
+            images = image_batch(
+                self.images,
+                order[rows],
+                self._scale,
+                self._shift,
+                flips[rows] if self.augment else None,
+                self.layout,
+                self.dtype,
+            )
+            yield images, labels[rows]
 
     def _draw(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """This epoch's order, int64 ``[M]``, and mirroring (x, y), bool ``[M, 2]``."""
+        """This epoch's order, int64 ``[M]``, and flips, uint8 ``[M]``."""
         # SeedSequence mixes the pair: seed + epoch would make run 1's epoch 0 run 0's epoch 1.
         mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(mixed[0]))
         order = self.indices
         if self.shuffle:
             order = order[torch.randperm(len(order), generator=generator)]
-        return order, torch.rand(len(order), 2, generator=generator) < 0.5
-
-    def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 ``[B, H, W, 3]`` -> ``dtype`` ``[B, 3, H, W]``."""
-        planes = pixels.permute(0, 3, 1, 2)  # channels_last as it lies
-        if not self.channels_last:
-            planes = planes.contiguous()  # rearranged while it is still one byte a value
-        scale, shift = self._scale.view(3, 1, 1), self._shift.view(3, 1, 1)
-        return torch.addcmul(shift, planes.float(), scale).to(self.dtype)
+        left_right, top_bottom = (torch.rand(len(order), 2, generator=generator) < 0.5).byte().T
+        return order, left_right + 2 * top_bottom
 
 
 def _checked_indices(indices: npt.ArrayLike, num_images: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from skinfast.data import medmnist
@@ -32,7 +32,7 @@ def decode_image(path: Path, image_size: int) -> npt.NDArray[np.uint8]:
     """Decode one JPEG or PNG file and squash it to a square: uint8 ``[image_size, image_size, 3]``.
 
     Raises:
-        BadImageError: unreadable, no JPEG or PNG, truncated, under 8 pixels on a side, or over
+        BadImageError: unreadable, no JPEG or PNG, truncated, under 8 pixels on a side, or or over
             50 megapixels (told from the header, before anything is decoded).
     """
     try:
@@ -42,7 +42,9 @@ def decode_image(path: Path, image_size: int) -> npt.NDArray[np.uint8]:
                 raise BadImageError(f"{width}x{height} pixels, more than 50 megapixels")
             if min(width, height) < MINIMUM_SIDE:
                 raise BadImageError(f"{width}x{height} pixels, less than 8 on a side")
-            return resize(image.convert("RGB"), image_size)
+            if image.mode.startswith("I"):
+                raise BadImageError(f"16-bit grey values (mode {image.mode}); save it as 8-bit RGB")
+            return resize(ImageOps.exif_transpose(image).convert("RGB"), image_size)
     except BadImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

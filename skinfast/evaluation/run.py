@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from skinfast.data.batches import DeviceBatches
 from skinfast.data.classes import CLASSES
 from skinfast.data.decoding import BadImageError, decode_image
+from skinfast.data.splits import Split
 from skinfast.environment import environment
 from skinfast.errors import SkinfastError
 from skinfast.evaluation.metrics import classification_metrics
@@ -24,6 +26,8 @@ from skinfast.training.problem import Problem, choose_device, prepare
 from skinfast.training.run_folder import RunFolder
 from skinfast.training.step import logits_of
 
+# Images that `predict` classifies in one pass.
+_IMAGES_AT_ONCE = 64
 # Pictures that the report shows of each class.
 _SAMPLES_PER_CLASS = 4
 
@@ -35,7 +39,10 @@ def evaluate_run(
     device: str | None = None,
     problem: Problem | None = None,
 ) -> tuple[dict[str, Any], Problem, torch.Tensor]:
-    """Apply a run's model to its test images, or to those of other data split the same way.
+    """Apply a run's model to its test images, or to other data.
+
+    Other data that holds the run's test images, by name, is a copy: those are used. Any other is
+    used whole; make sure that it has no images that trained the model.
 
     Args:
         directory: the run folder.
@@ -57,6 +64,8 @@ def evaluate_run(
         run.model_file, choose_device(config.device), backend=config.backend
     )
     problem = problem or prepare(config)
+    if data is not None:
+        problem = dataclasses.replace(problem, split=_test_images(run, problem))
     problem = dataclasses.replace(problem, mean=description.mean, std=description.std)
     logits = logits_of(model, problem.test_batches(), problem.device, config.precision)
     probabilities = torch.softmax(logits, 1).cpu()
@@ -125,11 +134,20 @@ def predict(
     """
     chosen = choose_device(device)
     model, description = load_model(RunFolder(directory).model_file, chosen)
-    pixels = [_decode(Path(path), description.image_size) for path in images]
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (description.mean, description.std))
-    batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
-    with torch.no_grad():
-        probabilities = torch.softmax(model(((batch - mean) / std).to(chosen)), 1).cpu()
+    pixels = torch.from_numpy(
+        np.stack([_decode(Path(path), description.image_size) for path in images])
+    )
+    batches = DeviceBatches(
+        pixels,
+        torch.zeros(len(pixels), dtype=torch.int64),
+        np.arange(len(pixels)),
+        _IMAGES_AT_ONCE,
+        device=chosen,
+        mean=description.mean,
+        std=description.std,
+        shuffle=False,
+    )
+    probabilities = torch.softmax(logits_of(model, batches, chosen, "float32"), 1)
     predictions = []
     for image, row in zip(images, probabilities.tolist(), strict=True):
         by_class = dict(zip(description.classes, row, strict=True))
@@ -150,6 +168,18 @@ def _decode(path: Path, image_size: int) -> np.ndarray:
         return decode_image(path, image_size)
     except BadImageError as error:
         raise SkinfastError(f"{path}: {error}; give a JPEG or PNG photograph") from error
+
+
+def _test_images(run: RunFolder, problem: Problem) -> Split:
+    """The run's test images in other data; all images where they are not there."""
+    names = problem.dataset.image_ids
+    with np.load(run.directory / "predictions.npz", allow_pickle=False) as archive:
+        wanted = set(archive["image_ids"].tolist())
+    if wanted <= set(names):
+        test = np.array([i for i, name in enumerate(names) if name in wanted])
+    else:
+        test = np.arange(len(names))
+    return Split(np.setdiff1d(np.arange(len(names)), test), test)
 
 
 def _source(problem: Problem) -> str:

@@ -6,20 +6,31 @@ import torch
 from torch import Tensor, nn
 
 from skinfast.errors import SkinfastError
-from skinfast.nn import BatchNorm
+from skinfast.nn import BatchNorm, op
 
 
 class LogisticRegression(nn.Module):
-    """Flatten, batch normalisation over the flattened pixels, one dense layer."""
+    """Flatten, batch normalisation over the flattened pixels, one dense layer.
+
+    The two layers hold the parameters; one op computes both.
+    """
 
     def __init__(self, num_classes: int, image_size: int, backend: str) -> None:
         super().__init__()
         features = 3 * image_size * image_size
         self.norm = BatchNorm(features, backend=backend)
         self.fc = nn.Linear(features, num_classes)
+        self._function = op("batch_norm_linear", backend)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.norm(torch.flatten(x, 1)))
+        return self._function(
+            torch.flatten(x, 1),
+            norm_weight=self.norm.weight,
+            norm_bias=self.norm.bias,
+            weight=self.fc.weight,
+            bias=self.fc.bias,
+            **self.norm.statistics(),
+        )
 
 
 def logistic_regression(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from skinfast.nn import BatchNorm, BatchNormAddReLU, MaxPool2d
+from skinfast.nn import BatchNorm, BatchNormAddReLU, Conv2d, MaxPool2d
 
 _EXPANSION = 4
 
@@ -19,16 +19,16 @@ class Bottleneck(nn.Module):
     def __init__(self, channels: int, width: int, stride: int, backend: str) -> None:
         super().__init__()
         out = width * _EXPANSION
-        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
+        self.conv1 = Conv2d(channels, width, 1, bias=False, backend=backend)
         self.bn1 = BatchNorm(width, relu=True, backend=backend)
-        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.conv2 = Conv2d(width, width, 3, stride=stride, padding=1, bias=False, backend=backend)
         self.bn2 = BatchNorm(width, relu=True, backend=backend)
-        self.conv3 = nn.Conv2d(width, out, 1, bias=False)
+        self.conv3 = Conv2d(width, out, 1, bias=False, backend=backend)
         self.bn3 = BatchNormAddReLU(out, backend=backend)
         self.downsample: nn.Module | None = None
         if stride != 1 or channels != out:
             self.downsample = nn.Sequential(
-                nn.Conv2d(channels, out, 1, stride=stride, bias=False),
+                Conv2d(channels, out, 1, stride=stride, bias=False, backend=backend),
                 BatchNorm(out, backend=backend),
             )
 
@@ -44,7 +44,7 @@ class ResNet(nn.Module):
 
     def __init__(self, blocks: tuple[int, int, int, int], num_classes: int, backend: str) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.conv1 = Conv2d(3, 64, 7, stride=2, padding=3, bias=False, backend=backend)
         self.bn1 = BatchNorm(64, relu=True, backend=backend)
         self.maxpool = MaxPool2d(3, stride=2, padding=1, backend=backend)
         self.layer1 = _stage(64, 64, blocks[0], 1, backend)

@@ -12,6 +12,7 @@ from skinfast.ops._library import (
     SampleInput,
     empty_in_layout_of,
     refuse_double_backward,
+    register_fake,
     register_promotion,
 )
 
@@ -42,12 +43,12 @@ def reference(x: Tensor, residual: Tensor) -> Tensor:
     return torch.relu(x + residual)
 
 
-@torch.library.register_fake("skinfast::add_relu")
+@register_fake("add_relu")
 def _(x: Tensor, residual: Tensor) -> Tensor:
     return empty_in_layout_of(x)
 
 
-@torch.library.register_fake("skinfast::add_relu_backward")
+@register_fake("add_relu_backward")
 def _(grad_output: Tensor, output: Tensor) -> Tensor:
     return empty_in_layout_of(output)
 

@@ -13,6 +13,7 @@ from skinfast.ops._library import (
     SampleInput,
     empty_in_layout_of,
     refuse_double_backward,
+    register_fake,
     register_promotion,
 )
 from skinfast.ops.batch_norm_relu import (
@@ -87,7 +88,7 @@ def reference(
     return torch.relu(output + residual)
 
 
-@torch.library.register_fake("skinfast::batch_norm_add_relu")
+@register_fake("batch_norm_add_relu")
 def _(
     x: Tensor,
     residual: Tensor,
@@ -101,7 +102,7 @@ def _(
     return fake_forward(x, relu=True)
 
 
-@torch.library.register_fake("skinfast::batch_norm_add_relu_backward")
+@register_fake("batch_norm_add_relu_backward")
 def _(
     grad_output: Tensor,
     x: Tensor,

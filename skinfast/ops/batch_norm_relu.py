@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from skinfast.ops._library import SampleInput, empty_in_layout_of, refuse_double_backward
+from skinfast.ops._library import (
+    SampleInput,
+    empty_in_layout_of,
+    refuse_double_backward,
+    register_fake,
+)
 
 # The gradients of weight and bias are sums over a channel. Over the 4,320 elements of the largest
 # sample PyTorch's own are 10 times assert_close's default from float64 (ours: 1.6 times).
@@ -117,7 +122,7 @@ def fake_forward(x: Tensor, relu: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]
     return empty_in_layout_of(x), mask, mean, variance
 
 
-@torch.library.register_fake("skinfast::batch_norm_relu")
+@register_fake("batch_norm_relu")
 def _(
     x: Tensor,
     weight: Tensor | None,
@@ -131,7 +136,7 @@ def _(
     return fake_forward(x, relu)
 
 
-@torch.library.register_fake("skinfast::batch_norm_relu_backward")
+@register_fake("batch_norm_relu_backward")
 def _(
     grad_output: Tensor,
     x: Tensor,
@@ -147,7 +152,7 @@ def _(
     return grad_x, torch.empty_like(mean), torch.empty_like(mean)
 
 
-@torch.library.register_fake("skinfast::batch_norm_update_")
+@register_fake("batch_norm_update_")
 def _(
     running_mean: Tensor,
     running_var: Tensor,

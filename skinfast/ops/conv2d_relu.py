@@ -10,11 +10,16 @@ from torch import Tensor
 
 from skinfast.ops._library import (
     SampleInput,
+    conv2d_layout,
+    conv2d_output_shape,
     is_batch_last,
-    layout_of,
+    pair,
     refuse_double_backward,
+    register_fake,
     register_lower_precision,
+    symmetric_padding,
 )
+from skinfast.ops.conv2d import conv2d_gradients
 
 _SMALL_CHANNELS = 16
 _SMALL_KERNEL = 7
@@ -55,10 +60,9 @@ def conv2d_relu(
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit; the message names the argument.
     """
-    stride, dilation = _pair(stride), _pair(dilation)
-    return torch.ops.skinfast.conv2d_relu(
-        input, weight, bias, stride, _padding(padding, weight, stride, dilation), dilation, groups
-    )
+    stride, dilation = pair("conv2d_relu", stride), pair("conv2d_relu", dilation)
+    padding = symmetric_padding("conv2d_relu", padding, weight, stride, dilation)
+    return torch.ops.skinfast.conv2d_relu(input, weight, bias, stride, padding, dilation, groups)
 
 
 def batch_last(x: Tensor) -> Tensor:
@@ -81,42 +85,7 @@ def reference(
     )
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    if len(value) != 2:
-        raise RuntimeError(f"conv2d_relu: {tuple(value)} was given where one or two numbers fit")
-    return value[0], value[1]
-
-
-def _padding(
-    padding: int | tuple[int, int] | str,
-    weight: Tensor,
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
-) -> tuple[int, int]:
-    if not isinstance(padding, str):
-        return _pair(padding)
-    if padding == "valid":
-        return 0, 0
-    if padding != "same":
-        raise RuntimeError(
-            f"conv2d_relu: padding is {padding!r}; it needs 'same', 'valid' or numbers"
-        )
-    totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    if stride != (1, 1) or any(total % 2 for total in totals):
-        raise RuntimeError(
-            "conv2d_relu: padding='same' needs stride 1 and an odd kernel; pad the input instead"
-        )
-    return totals[0] // 2, totals[1] // 2
-
-
 # --- fake kernels: the layouts that the real ones return ------------------------------------------
-
-
-def _layout(input: Tensor, weight: Tensor) -> torch.memory_format:
-    layout = layout_of(input)
-    return layout if layout == torch.channels_last else layout_of(weight)
 
 
 def _keeps_batch_last(
@@ -140,16 +109,7 @@ def _keeps_batch_last(
     return small and input.device.type == "cpu" and is_batch_last(input)
 
 
-def _empty(shape: list[int], input: Tensor, weight: Tensor, keep: bool) -> Tensor:
-    if keep:
-        n, k, p, q = shape
-        return input.new_empty((k, p, q, n)).permute(3, 0, 1, 2)
-    return torch.empty(
-        shape, dtype=input.dtype, device=input.device, memory_format=_layout(input, weight)
-    )
-
-
-@torch.library.register_fake("skinfast::conv2d_relu")
+@register_fake("conv2d_relu")
 def _(
     input: Tensor,
     weight: Tensor,
@@ -159,13 +119,13 @@ def _(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
-    extents = zip(input.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-    spatial = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in extents]
-    keep = _keeps_batch_last(input, weight, stride, padding, dilation, groups)
-    return _empty([input.shape[0], weight.shape[0], *spatial], input, weight, keep)
+    shape = conv2d_output_shape(input, weight, stride, padding, dilation)
+    if _keeps_batch_last(input, weight, stride, padding, dilation, groups):
+        return batch_last(input.new_empty(shape))
+    return input.new_empty(shape).contiguous(memory_format=conv2d_layout(input, weight))
 
 
-@torch.library.register_fake("skinfast::conv2d_relu_backward")
+@register_fake("conv2d_relu_backward")
 def _(
     grad_output: Tensor,
     output: Tensor,
@@ -179,13 +139,9 @@ def _(
     want_weight: bool,
     want_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    grads = conv2d_gradients(input, weight, want_input, want_weight, want_bias)
     keep = _keeps_batch_last(input, weight, stride, padding, dilation, groups)
-    nothing = input.new_empty(0)
-    grad_input = _empty(list(input.shape), input, weight, keep) if want_input else nothing
-    grad_weight = (
-        torch.empty_like(weight, memory_format=layout_of(weight)) if want_weight else nothing
-    )
-    return grad_input, grad_weight, input.new_empty(weight.shape[0]) if want_bias else nothing
+    return batch_last(grads[0]) if want_input and keep else grads[0], *grads[1:]
 
 
 # --- autograd and autocast ------------------------------------------------------------------------

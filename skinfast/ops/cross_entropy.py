@@ -9,7 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skinfast.ops._library import SampleInput, refuse_double_backward, register_float32
+from skinfast.ops._library import (
+    SampleInput,
+    refuse_double_backward,
+    register_fake,
+    register_float32,
+)
 
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # torch's own numbers
 
@@ -88,7 +93,7 @@ def _accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@torch.library.register_fake("skinfast::cross_entropy")
+@register_fake("cross_entropy")
 def _(
     input: Tensor,
     target: Tensor,
@@ -102,7 +107,7 @@ def _(
     return loss, input.new_empty((rows, 2), dtype=dtype), input.new_empty((), dtype=dtype)
 
 
-@torch.library.register_fake("skinfast::cross_entropy_backward")
+@register_fake("cross_entropy_backward")
 def _(
     grad_loss: Tensor,
     input: Tensor,

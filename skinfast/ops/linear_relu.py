@@ -11,6 +11,7 @@ from torch import Tensor
 from skinfast.ops._library import (
     SampleInput,
     refuse_double_backward,
+    register_fake,
     register_lower_precision,
 )
 
@@ -42,12 +43,12 @@ def reference(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     return torch.relu(torch.nn.functional.linear(input, weight, bias))
 
 
-@torch.library.register_fake("skinfast::linear_relu")
+@register_fake("linear_relu")
 def _(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return input.new_empty((*input.shape[:-1], weight.shape[0]))
 
 
-@torch.library.register_fake("skinfast::linear_relu_backward")
+@register_fake("linear_relu_backward")
 def _(
     grad_output: Tensor,
     output: Tensor,

@@ -15,6 +15,7 @@ from skinfast.ops._library import (
     is_batch_last,
     layout_of,
     refuse_double_backward,
+    register_fake,
 )
 
 IntOrPair = int | tuple[int, int]
@@ -82,7 +83,8 @@ def reference(
 
 
 def _pair(value: IntOrPair) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
+    values = [value] if isinstance(value, int) else list(value)
+    return values * 2 if len(values) == 1 else values
 
 
 def _output_size(
@@ -95,7 +97,7 @@ def _output_size(
     return output - 1 if (output - 1) * stride >= size + padding else output
 
 
-@torch.library.register_fake("skinfast::max_pool2d")
+@register_fake("max_pool2d")
 def _(
     x: Tensor,
     kernel_size: list[int],
@@ -109,7 +111,7 @@ def _(
     return empty_in_layout_of(x, shape), empty_in_layout_of(x, shape, torch.uint8)
 
 
-@torch.library.register_fake("skinfast::max_pool2d_backward")
+@register_fake("max_pool2d_backward")
 def _(
     grad_output: Tensor,
     argmax: Tensor,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,9 @@ from skinfast.files import atomic_write_text
 PRECISIONS = ("float32", "bfloat16")
 #: May change between a run and its continuation; everything else defines the run.
 RESUMABLE_CHANGES = ("epochs", "device")
+
+
+_KINDS: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
 
 
 def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -58,7 +62,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for setting in dataclasses.fields(self):
-            value, choices = getattr(self, setting.name), setting.metadata["choices"]
+            value: Any = getattr(self, setting.name)
+            choices = setting.metadata["choices"]
+            kind: type = _KINDS[str(setting.type)]
+            if kind is float and type(value) is int:
+                value = float(value)
+                object.__setattr__(self, setting.name, value)
+            if type(value) is not kind or value in (math.inf, -math.inf) or value != value:
+                needed = "a finite float" if kind is float else kind.__name__
+                raise SkinfastError(f"{option(setting.name)} is {value!r}; it needs to be {needed}")
             if choices and value not in choices:
                 raise SkinfastError(
                     f"{option(setting.name)} is {value!r}; choose one of {', '.join(choices)}"
@@ -108,8 +120,8 @@ class TrainConfig:
             raise SkinfastError(f"{path} has unknown settings ({unknown}); train again")
         try:
             return cls(**values)
-        except TypeError as error:
-            raise SkinfastError(f"{path} has a setting of the wrong kind ({error})") from error
+        except SkinfastError as error:
+            raise SkinfastError(f"{path}: {error}") from error
 
     def continued_by(self, changes: dict[str, Any]) -> TrainConfig:
         """These settings with ``changes``, for a run that goes on.

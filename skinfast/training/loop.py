@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import time
@@ -9,9 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
-from skinfast.data import CLASSES, class_weights
+from skinfast.data import CLASSES, DeviceBatches, class_weights
 from skinfast.errors import SkinfastError
 from skinfast.models import build_model
 from skinfast.nn import CrossEntropyLoss
@@ -54,6 +56,7 @@ def train(
     run = RunFolder(output)
     state = None
     if resume:
+        config = TrainConfig.load(run.config_file).continued_by(dataclasses.asdict(config))
         state = run.load_checkpoint(config, problem.fingerprint())
         config.save(run.config_file)
     else:
@@ -95,12 +98,7 @@ def train(
         train_loss, train_accuracy = step.take_totals()
         seconds = time.perf_counter() - started
 
-        totals = Totals(problem.device)
-        logits = logits_of(model, test_batches, problem.device, config.precision)
-        test_labels = problem.dataset.labels[problem.split.test].to(problem.device)
-        totals.add(torch.nn.functional.cross_entropy(logits, test_labels), logits, test_labels)
-        test_loss, test_accuracy = totals.take()
-
+        test_loss, test_accuracy = _test(model, problem, test_batches)
         epochs.append(
             {
                 "epoch": epoch,
@@ -116,7 +114,8 @@ def train(
         run.write_metrics(epochs)
         if on_epoch:
             on_epoch(epochs[-1])
-        if not math.isfinite(train_loss):
+        # The test loss tells of the last update too, which no training loss has seen yet.
+        if not math.isfinite(train_loss) or not math.isfinite(test_loss):
             raise SkinfastError(
                 f"the loss is not finite after epoch {epoch}; lower --lr (it is {config.lr})"
             )
@@ -135,3 +134,12 @@ def train(
     )
     save_model(run.model_file, model, description)
     return run
+
+
+def _test(model: nn.Module, problem: Problem, batches: DeviceBatches) -> tuple[float, float]:
+    """Mean loss and accuracy over the test images."""
+    logits = logits_of(model, batches, problem.device, problem.config.precision)
+    labels = problem.dataset.labels[problem.split.test].to(problem.device)
+    totals = Totals(problem.device)
+    totals.add(nn.functional.cross_entropy(logits, labels), logits, labels)
+    return totals.take()

@@ -72,16 +72,20 @@ def load_model(
         raise SkinfastError(f"{path} is cut off or broken ({error}); train again") from error
     if metadata is None:
         raise SkinfastError(f"{path} was not written by skinfast; it lacks the model's description")
-    values = json.loads(metadata)
-    description = ModelDescription(
-        values["model"],
-        values["image_size"],
-        tuple(values["classes"]),
-        tuple(values["mean"]),
-        tuple(values["std"]),
-    )
-    model = build_model(
-        description.model, len(description.classes), description.image_size, backend
-    )
-    model.load_state_dict(tensors)
+    try:
+        values = json.loads(metadata)
+        description = ModelDescription(
+            values["model"],
+            values["image_size"],
+            tuple(values["classes"]),
+            tuple(values["mean"]),
+            tuple(values["std"]),
+        )
+        model = build_model(
+            description.model, len(description.classes), description.image_size, backend
+        )
+        model.load_state_dict(tensors)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SkinfastError(f"{path}: description and weights do not fit ({reason})") from error
     return model.to(device).eval(), description

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -66,8 +67,7 @@ class Problem:
         drop_last: bool = False,
     ) -> DeviceBatches:
         return DeviceBatches(
-            self.dataset.images,
-            self.dataset.labels,
+            *self._resident,
             indices,
             self.config.batch_size,
             device=self.device,
@@ -77,12 +77,24 @@ class Problem:
             seed=self.config.seed,
             augment=augment,
             drop_last=drop_last,
-            channels_last=self.config.model in CHANNELS_LAST_MODELS,
+            layout=self._layout(),
         )
 
+    @cached_property
+    def _resident(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and labels on the device: one copy for training and test."""
+        return self.dataset.images.to(self.device), self.dataset.labels.to(self.device)
+
+    def _layout(self) -> str:
+        """How the images must be stored for the model to take them as they are."""
+        if self.config.model in CHANNELS_LAST_MODELS:
+            return "channels_last"
+        small_convolutions = self.config.model == "cnn" and self.config.backend == "skinfast"
+        return "batch_last" if small_convolutions and self.device.type == "cpu" else "contiguous"
+
     def fingerprint(self) -> str:
-        """A hash of the images' names and labels: equal for equal data."""
-        text = "\n".join(self.dataset.image_ids).encode()
+        """A hash of names, labels and mean colours: equal for equal data."""
+        text = "\n".join([*self.dataset.image_ids, repr((self.mean, self.std))]).encode()
         return hashlib.sha256(text + self.dataset.labels.numpy().tobytes()).hexdigest()
 
 

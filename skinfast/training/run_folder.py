@@ -51,8 +51,10 @@ class RunFolder:
             OSError: it cannot be written.
         """
         self.check_new()
-        self.checkpoint_file.parent.mkdir(parents=True, exist_ok=True)
+        # In this order: an interrupt leaves a folder that is empty, or one that can be resumed.
+        self.directory.mkdir(parents=True, exist_ok=True)
         config.save(self.config_file)
+        self.checkpoint_file.parent.mkdir(exist_ok=True)
 
     def read_metrics(self, up_to_epoch: int) -> list[dict[str, Any]]:
         """The epochs that were finished, up to the one of the checkpoint.
@@ -93,7 +95,8 @@ class RunFolder:
         """The state of the last finished epoch; None where none was finished.
 
         Raises:
-            SkinfastError: it is cut off, of another model, or of other data.
+            SkinfastError: it is cut off, of another model, of other data, or past
+                ``config.epochs``.
         """
         if not self.checkpoint_file.is_file():
             return None
@@ -108,6 +111,11 @@ class RunFolder:
             raise SkinfastError(
                 f"{self.checkpoint_file} holds a {state['model_name']}, not a {config.model}; "
                 f"{mend}"
+            )
+        if state["epoch"] > config.epochs:
+            raise SkinfastError(
+                f"the run has finished {state['epoch']} epochs already; give --epochs "
+                f"{state['epoch']} or more, not {config.epochs}"
             )
         if state["data"] != fingerprint:
             raise SkinfastError(

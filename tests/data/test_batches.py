@@ -47,25 +47,52 @@ def order(loader: DeviceBatches) -> list[int]:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("layout", "in_memory"),
+    [
+        ("contiguous", (0, 1, 2, 3)),
+        ("channels_last", (0, 2, 3, 1)),
+        ("batch_last", (1, 2, 3, 0)),
+    ],
+)
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_equal_to_the_plain_way(device: str, channels_last: bool, shuffle: bool) -> None:
-    loader = batches(device=device, channels_last=channels_last, shuffle=shuffle)
+def test_equal_to_the_plain_way(
+    device: str, layout: str, in_memory: tuple[int, ...], shuffle: bool
+) -> None:
+    loader = batches(device=device, layout=layout, shuffle=shuffle)
     for images, numbers in loader:
         assert images.device.type == numbers.device.type == device
         assert images.dtype == torch.float32
         assert numbers.dtype == torch.int64
-        form = torch.channels_last if channels_last else torch.contiguous_format
-        assert images.is_contiguous(memory_format=form)
+        assert images.permute(in_memory).is_contiguous()
         expected = normalised(numbers.cpu()).float()
         torch.testing.assert_close(images.cpu(), expected, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_dtypes(dtype: torch.dtype) -> None:
-    for images, numbers in batches(dtype=dtype):
+def test_dtypes(device: str, dtype: torch.dtype) -> None:
+    if device == "cpu" and dtype == torch.float16:
+        pytest.skip("float16 is for GPUs")
+    for images, numbers in batches(device=device, dtype=dtype):
         assert images.dtype == dtype
-        torch.testing.assert_close(images.double(), normalised(numbers), rtol=1e-2, atol=1e-2)
+        expected = normalised(numbers.cpu())
+        torch.testing.assert_close(images.cpu().double(), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_layouts_hold_the_same_values() -> None:
+    first, *others = (
+        torch.cat([images for images, _ in batches(layout=layout, augment=True)])
+        for layout in ("contiguous", "channels_last", "batch_last")
+    )
+    for other in others:
+        assert torch.equal(other, first)
+
+
+def test_images_stored_in_another_order() -> None:
+    stored = IMAGES.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    for (images, _), (expected, _) in zip(batches(images=stored), batches(), strict=True):
+        assert torch.equal(images, expected)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +191,9 @@ def test_images_on_the_device_are_shared() -> None:
         ({"batch_size": 24, "drop_last": True}, "23 images make no full batch of 24"),
         ({"std": (0.1, 0.0, 0.1)}, "std above 0"),
         ({"mean": (0.1, 0.1)}, "give three numbers each"),
-        ({"dtype": torch.int32}, "choose a floating-point dtype"),
+        ({"dtype": torch.int32}, "dtype is torch.int32; choose float32, float64, bfloat16 or"),
+        ({"dtype": torch.float16}, "on a GPU, float16"),
+        ({"layout": "NHWC"}, "layout is 'NHWC'; choose one of contiguous, channels_last, batch_"),
         ({"seed": -1}, "seed is -1; choose 0 or more"),
     ],
 )

@@ -54,6 +54,20 @@ def test_equals_pure_pytorch_and_the_cpu_kernels(case):
     assert mode.calls
 
 
+@pytest.mark.usefixtures("emulated_ops")
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "batch_last"])
+def test_an_index_out_of_range_makes_an_image_of_nan(layout):
+    """What the CPU kernel refuses, so that no test of the room can have it on both."""
+    images = torch.full((3, 2, 4, 3), 7, dtype=torch.uint8)
+    indices = torch.tensor([0, 3, 2, -1])
+    scale, shift = torch.ones(3), torch.zeros(3)
+    result = torch.ops.skinfast_emulated.image_batch(
+        images, indices, scale, shift, None, layout, torch.float32
+    )
+    assert (result[[0, 2]] == 7).all()
+    assert result[[1, 3]].isnan().all()
+
+
 def reached_by_samples():
     """The low-level ops that the calls above make."""
     with RecordOps() as record:

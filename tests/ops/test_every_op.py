@@ -78,7 +78,10 @@ def test_keeps_the_dispatchers_contract(case):
 
 
 def _detached(args):
-    return tuple(a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args)
+    return tuple(
+        a.detach().clone().requires_grad_(a.requires_grad) if isinstance(a, torch.Tensor) else a
+        for a in args
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,6 +128,29 @@ def test_follows_autocast_as_pytorch_does(name):
         expected = module.reference(*sample.args, **sample.kwargs)
     first = [value[0] if isinstance(value, tuple) else value for value in (actual, expected)]
     assert first[0].dtype == first[1].dtype
+
+
+@pytest.mark.parametrize("name", op_modules())
+def test_works_under_torch_compile(name):
+    module = op_modules()[name]
+    sample = _small(module, torch.float32)
+    compiled = torch.compile(getattr(module, name), backend="aot_eager", fullgraph=True)
+    eager = outputs_and_gradients(getattr(module, name), sample)
+    for key, value in outputs_and_gradients(compiled, sample).items():
+        torch.testing.assert_close(value, eager[key])
+
+
+@pytest.mark.parametrize("name", op_modules())
+def test_refuses_tensors_on_different_devices(name):
+    """The meta device stands for the second one, which not every machine has."""
+    module = op_modules()[name]
+    sample = _small(module, torch.float32)
+    others = [i for i, a in enumerate(sample.args) if i > 0 and isinstance(a, torch.Tensor)]
+    for i in others:
+        args = list(sample.args)
+        args[i] = args[i].detach().to("meta")
+        with pytest.raises(RuntimeError, match=r"^\w+: .* on different devices; move one"):
+            getattr(module, name)(*args, **sample.kwargs)
 
 
 @pytest.mark.parametrize("name", op_modules())

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 
+from skinfast.data import DeviceBatches
 from skinfast.errors import SkinfastError
 from skinfast.training import TrainConfig, load_model, prepare, train
 from skinfast.training.run_folder import RunFolder
@@ -66,6 +67,23 @@ def test_a_last_batch_of_one_image_is_left_out(config, tmp_path):
     train(config, tmp_path / "run", problem=problem)
 
 
+@pytest.mark.parametrize(
+    ("model", "backend", "in_memory"),
+    [
+        ("cnn", "skinfast", (1, 2, 3, 0)),
+        ("cnn", "torch", (0, 1, 2, 3)),
+        ("logistic-regression", "skinfast", (0, 1, 2, 3)),
+        ("resnet50", "skinfast", (0, 2, 3, 1)),
+        ("resnet50", "torch", (0, 2, 3, 1)),
+    ],
+)
+def test_batches_are_stored_as_the_model_takes_them(config, model, backend, in_memory):
+    problem = prepare(dataclasses.replace(config, model=model, backend=backend))
+    for batches in (problem.train_batches(), problem.test_batches()):
+        images, _ = next(iter(batches))
+        assert images.permute(in_memory).is_contiguous()
+
+
 def test_two_runs_are_equal_and_another_seed_is_not(config, tmp_path):
     config = dataclasses.replace(config, epochs=1)
     first, second = (weights_of(train(config, tmp_path / name)) for name in "ab")
@@ -110,11 +128,22 @@ def test_metrics_lines_are_json_with_all_keys(config, tmp_path):
     }
 
 
-def test_diverging_run_says_so_and_keeps_the_checkpoint_before(config, tmp_path):
-    config = dataclasses.replace(config, lr=1e30, epochs=5)
-    with pytest.raises(SkinfastError, match=r"the loss is not finite after epoch \d; lower --lr"):
-        train(config, tmp_path / "run")
-    json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+def _poisoned(iterate):
+    def iterate_with_infinity(self):
+        for images, labels in iterate(self):
+            yield images * float("inf"), labels
+
+    return iterate_with_infinity
+
+
+def test_diverging_run_says_so_and_keeps_the_checkpoint_before(config, tmp_path, monkeypatch):
+    run = train(dataclasses.replace(config, epochs=1), tmp_path / "run")
+    before = run.checkpoint_file.read_bytes()
+    monkeypatch.setattr(DeviceBatches, "__iter__", _poisoned(DeviceBatches.__iter__))
+    with pytest.raises(SkinfastError, match="the loss is not finite after epoch 2; lower --lr"):
+        train(config, tmp_path / "run", resume=True)
+    assert run.checkpoint_file.read_bytes() == before
+    assert json.loads(run.metrics_file.read_text().splitlines()[-1])["train_loss"] is None
 
 
 def test_existing_folder_is_refused_and_left_alone(config, tmp_path):
@@ -151,6 +180,20 @@ def test_torch_reports_a_full_disk_as_runtime_error_and_we_as_oserror(tmp_path, 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="could not be written"):
         run.save_checkpoint({})
+
+
+def test_resume_with_fewer_epochs_than_done_is_refused(config, tmp_path):
+    run = train(config, tmp_path / "run")
+    before = run.config_file.read_text()
+    with pytest.raises(SkinfastError, match="has finished 3 epochs already; give --epochs 3"):
+        train(dataclasses.replace(config, epochs=1), tmp_path / "run", resume=True)
+    assert run.config_file.read_text() == before
+
+
+def test_resume_as_another_run_is_refused(config, tmp_path):
+    train(dataclasses.replace(config, epochs=1), tmp_path / "run")
+    with pytest.raises(SkinfastError, match=r"was started with --lr 0\.001, not 0\.5"):
+        train(dataclasses.replace(config, lr=0.5), tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize("kept", [0, 10, 1000, -100])
@@ -212,6 +255,10 @@ def test_model_without_description_is_refused(tmp_path):
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"batch_size": 1, "model": "resnet50"}, "--batch-size is 1, but resnet50 normalises"),
         ({"image_size": 7}, "--image-size is 7; it needs to be from 8 to 1024"),
+        ({"lr": float("inf")}, "--lr is inf; it needs to be a finite float"),
+        ({"data": 5}, "--data is 5; it needs to be str"),
+        ({"epochs": 4.5}, "--epochs is 4.5; it needs to be int"),
+        ({"class_weights": "no"}, "--class-weights is 'no'; it needs to be bool"),
         ({"lr": -1.0}, "--lr is -1.0; it needs to be above 0"),
         ({"beta2": 1.0}, "--beta2 is 1.0"),
         ({"label_smoothing": 1.0}, "--label-smoothing is 1.0"),

@@ -1,0 +1,237 @@
+#include "conv2d/conv2d.h"
+
+namespace skinfast::SKINFAST_ISA {
+
+void gather_patches(DType dtype, const PatchConv2d& conv, const void* x, void* patches,
+                    int64_t begin, int64_t end) {
+  SKINFAST_CPU_DISPATCH(dtype, T, {
+    const size_t bytes = static_cast<size_t>(conv.C) * sizeof(T);
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t n = row / (conv.P * conv.Q), p = row / conv.Q % conv.P, q = row % conv.Q;
+      T* target = static_cast<T*>(patches) + row * conv.patch();
+      for (int64_t r = 0; r < conv.R; ++r) {
+        const int64_t h = p * conv.stride_h + r - conv.pad_h;
+        for (int64_t s = 0; s < conv.S; ++s, target += conv.C) {
+          const int64_t w = q * conv.stride_w + s - conv.pad_w;
+          if (h >= 0 && h < conv.H && w >= 0 && w < conv.W) {
+            const T* source = static_cast<const T*>(x) + ((n * conv.H + h) * conv.W + w) * conv.C;
+            memcpy(target, source, bytes);
+          } else {
+            memset(target, 0, bytes);
+          }
+        }
+      }
+    }
+  });
+}
+
+void scatter_patches(DType dtype, const PatchConv2d& conv, const void* grad_patches, void* grad_x,
+                     int64_t begin, int64_t end) {
+  SKINFAST_CPU_DISPATCH(dtype, T, {
+    using A = accumulate_t<T>;
+    constexpr int64_t kChannels = 256;  // whose sums stay in L1
+    for (int64_t pixel = begin; pixel < end; ++pixel) {
+      const int64_t n = pixel / (conv.H * conv.W);
+      const int64_t h = pixel / conv.W % conv.H, w = pixel % conv.W;
+      for (int64_t first = 0; first < conv.C; first += kChannels) {
+        const int64_t count = conv.C - first < kChannels ? conv.C - first : kChannels;
+        A sum[kChannels] = {};
+        for (int64_t r = 0; r < conv.R; ++r) {
+          const int64_t down = h + conv.pad_h - r, p = down / conv.stride_h;
+          if (down < 0 || down % conv.stride_h != 0 || p >= conv.P) continue;
+          for (int64_t s = 0; s < conv.S; ++s) {
+            const int64_t right = w + conv.pad_w - s, q = right / conv.stride_w;
+            if (right < 0 || right % conv.stride_w != 0 || q >= conv.Q) continue;
+            const T* __restrict source = static_cast<const T*>(grad_patches) +
+                                         ((n * conv.P + p) * conv.Q + q) * conv.patch() +
+                                         (r * conv.S + s) * conv.C + first;
+            for (int64_t c = 0; c < count; ++c) sum[c] += load(source[c]);
+          }
+        }
+        T* __restrict target = static_cast<T*>(grad_x) + pixel * conv.C + first;
+        for (int64_t c = 0; c < count; ++c) target[c] = store<T>(sum[c]);
+      }
+    }
+  });
+}
+
+}  // namespace skinfast::SKINFAST_ISA
+
+#ifdef SKINFAST_HOST_CODE
+#include <algorithm>
+
+#include "core/parallel.h"
+
+namespace skinfast {
+namespace {
+
+using torch::stable::detail::from;
+
+// The taps that ever touch the map: all others multiply padding. A 3x3 kernel on a 1x1 map is its
+// centre.
+struct Taps {
+  int64_t begin, end;
+};
+
+Taps taps_of(int64_t extent, int64_t kernel, int64_t stride, int64_t padding, int64_t outputs) {
+  return {std::max<int64_t>(0, padding - (outputs - 1) * stride),
+          std::min(kernel, extent + padding)};
+}
+
+// [N, C, H, W] stored channels_last as [N * H * W, C]; a view wherever the rows allow one.
+Tensor rows_of(const Tensor& x, int64_t columns) {
+  return torch::stable::reshape(permute(x, {0, 2, 3, 1}), {-1, columns});
+}
+
+Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
+
+// result = a b, written where result lies.
+void multiply_into(const Tensor& result, const Tensor& a, const Tensor& b) {
+  std::array<StableIValue, 3> stack{from(a), from(b), from(result)};
+  call_aten("aten::mm", "out", stack.data());
+}
+
+// A convolution as matrix products, or nothing where ATen's is as good.
+struct Products {
+  PatchConv2d conv;
+  Taps r, s;
+
+  bool is_cropped(const Tensor& weight) const {
+    return conv.R != weight.size(2) || conv.S != weight.size(3);
+  }
+  // The taps in use, [K, R * S * C].
+  Tensor weight_rows(const Tensor& weight) const {
+    return torch::stable::reshape(permute(used_taps(weight), {0, 2, 3, 1}), {conv.K, -1});
+  }
+  Tensor used_taps(const Tensor& weight) const {
+    Tensor view = weight;
+    view = torch::stable::narrow(view, 2, r.begin, conv.R);
+    return torch::stable::narrow(view, 3, s.begin, conv.S);
+  }
+  Tensor patches(const Tensor& x) const {
+    if (conv.is_pointwise()) return rows_of(x, conv.C);
+    Tensor result = torch::stable::new_empty(x, {conv.rows(), conv.patch()});
+    const auto kernel = SKINFAST_KERNEL(gather_patches);
+    const int64_t grain = kElementGrain / conv.patch() + 1;
+    parallel_for(conv.rows(), grain, [&](int64_t begin, int64_t end) {
+      kernel(dtype_of(x), conv, x.const_data_ptr(), result.mutable_data_ptr(), begin, end);
+    });
+    return result;
+  }
+};
+
+// Whether the sizes make products the faster way; measured, see docs/performance.md. oneDNN's
+// bfloat16 gradients are slow on any map that is not large. In float32 a product loses to its
+// direct convolution on large maps, and off Intel, where MKL is slow, already on medium ones.
+bool prefer_products(const PatchConv2d& conv, DType dtype) {
+  static const bool is_intel = __builtin_cpu_is("intel");
+  const bool narrow = dtype == DType::kBFloat16;
+  if (conv.C < 16) return false;
+  if (conv.R * conv.S == 1) return narrow || conv.rows() <= (is_intel ? 4096 : 256);
+  return conv.P * conv.Q <= (narrow ? 16 : 4);
+}
+
+std::optional<Products> as_products(const Tensor& x, const Tensor& weight,
+                                    const std::vector<int64_t>& shape,
+                                    const Conv2dArguments& arguments) {
+  if (arguments.groups != 1 || arguments.dilation[0] != 1 || arguments.dilation[1] != 1 ||
+      !is_channels_last(x) || !is_channels_last(weight) || x.numel() == 0) {
+    return std::nullopt;
+  }
+  const Taps r = taps_of(x.size(2), weight.size(2), arguments.stride[0], arguments.padding[0],
+                         shape[2]),
+             s = taps_of(x.size(3), weight.size(3), arguments.stride[1], arguments.padding[1],
+                         shape[3]);
+  const PatchConv2d conv{x.size(0),
+                         x.size(1),
+                         x.size(2),
+                         x.size(3),
+                         weight.size(0),
+                         r.end - r.begin,
+                         s.end - s.begin,
+                         shape[2],
+                         shape[3],
+                         shape[2] == 1 ? 1 : arguments.stride[0],
+                         shape[3] == 1 ? 1 : arguments.stride[1],
+                         arguments.padding[0] - r.begin,
+                         arguments.padding[1] - s.begin};
+  if (conv.R <= 0 || conv.S <= 0 || !prefer_products(conv, dtype_of(x))) return std::nullopt;
+  return Products{conv, r, s};
+}
+
+Tensor conv2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                  const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                  const std::vector<int64_t>& dilation, int64_t groups) {
+  const Conv2dArguments arguments{stride, padding, dilation, groups};
+  const auto shape = check_conv2d("conv2d", x, weight, bias, arguments);
+  const MemoryFormat layout = conv2d_layout(x, weight);
+  const Tensor dense_x = dense(x, layout);
+  const auto products = as_products(dense_x, weight, shape, arguments);
+  if (!products || bias) return aten_conv2d(x, weight, bias, arguments);
+
+  Tensor output = empty_in(x, shape, layout);
+  multiply_into(rows_of(output, shape[1]), products->patches(dense_x),
+                transposed(products->weight_rows(weight)));
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output, const Tensor& x,
+                                                       const Tensor& weight,
+                                                       const std::vector<int64_t>& stride,
+                                                       const std::vector<int64_t>& padding,
+                                                       const std::vector<int64_t>& dilation,
+                                                       int64_t groups, bool want_input,
+                                                       bool want_weight, bool want_bias) {
+  const Conv2dArguments arguments{stride, padding, dilation, groups};
+  const auto shape = check_conv2d("conv2d_backward", x, weight, std::nullopt, arguments);
+  check_conv2d_gradient("conv2d_backward", "grad_output", grad_output, x, shape);
+  const MemoryFormat layout = conv2d_layout(x, weight);
+  const Tensor dense_x = dense(x, layout);
+  const auto products = as_products(dense_x, weight, shape, arguments);
+  if (!products || want_bias) {
+    return aten_conv2d_backward(grad_output, x, weight, arguments,
+                                {want_input, want_weight, want_bias});
+  }
+  const PatchConv2d& conv = products->conv;
+  const Tensor grad_rows = rows_of(dense(grad_output, layout), conv.K);
+  Tensor grad_x = no_tensor(x), grad_weight = no_tensor(x);
+  if (want_input) {
+    grad_x = empty_in(x, shape_of(x), layout);
+    const Tensor weight_rows = products->weight_rows(weight);
+    if (conv.is_pointwise()) {
+      multiply_into(rows_of(grad_x, conv.C), grad_rows, weight_rows);
+    } else {
+      const Tensor grad_patches = torch::stable::matmul(grad_rows, weight_rows);
+      const auto kernel = SKINFAST_KERNEL(scatter_patches);
+      parallel_for(conv.N * conv.H * conv.W, kElementGrain / conv.patch() + 1,
+                   [&](int64_t begin, int64_t end) {
+                     kernel(dtype_of(x), conv, grad_patches.const_data_ptr(),
+                            grad_x.mutable_data_ptr(), begin, end);
+                   });
+    }
+  }
+  if (want_weight) {
+    grad_weight = empty_in(weight, shape_of(weight), layout_of(weight));
+    const Tensor patches = products->patches(dense_x);
+    if (products->is_cropped(weight)) {
+      torch::stable::zero_(grad_weight);
+      Tensor used = permute(products->used_taps(grad_weight), {0, 2, 3, 1});
+      torch::stable::copy_(
+          used, torch::stable::reshape(torch::stable::matmul(transposed(grad_rows), patches),
+                                       {conv.K, conv.R, conv.S, conv.C}));
+    } else {
+      multiply_into(products->weight_rows(grad_weight), transposed(grad_rows), patches);
+    }
+  }
+  return {grad_x, grad_weight, no_tensor(x)};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(skinfast, CPU, m) {
+  m.impl("conv2d", TORCH_BOX(&conv2d_cpu));
+  m.impl("conv2d_backward", TORCH_BOX(&conv2d_backward_cpu));
+}
+
+}  // namespace skinfast
+#endif

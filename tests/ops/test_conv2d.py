@@ -1,0 +1,73 @@
+"""conv2d: which way is taken, the layouts of both, threads, bad input."""
+
+import pytest
+import torch
+
+from skinfast.ops import conv2d
+
+ONES = torch.ones
+LAST = torch.channels_last
+
+
+def small_map(images=6, channels=32, side=2, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(images, channels, side, side, generator=generator).to(dtype, memory_format=LAST)
+    weight = torch.randn(40, channels, 3, 3, generator=generator).to(dtype, memory_format=LAST)
+    return x.requires_grad_(), weight.requires_grad_()
+
+
+@pytest.mark.parametrize("side", [1, 2])
+def test_small_maps_are_matrix_products(side):
+    x, weight = small_map(side=side)
+    with torch.profiler.profile() as profile:
+        conv2d(x, weight, padding=1).sum().backward()
+    called = {event.key for event in profile.key_averages()}
+    assert "aten::mm" in called and "aten::convolution" not in called
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_layouts_of_output_and_gradients(side):
+    x, weight = small_map(side=side)
+    output = conv2d(x, weight, padding=1)
+    output.square().sum().backward()
+    for tensor in (output, x.grad, weight.grad):
+        assert tensor.is_contiguous(memory_format=LAST)
+
+
+def test_taps_that_meet_only_padding_get_a_gradient_of_zero():
+    x, weight = small_map(side=1)
+    conv2d(x, weight, padding=1).sum().backward()
+    assert weight.grad[:, :, 1, 1].abs().min() > 0
+    weight.grad[:, :, 1, 1] = 0
+    assert torch.equal(weight.grad, torch.zeros_like(weight))
+
+
+def test_bias_is_added():
+    x, weight = small_map()
+    bias = torch.randn(40, requires_grad=True)
+    expected = torch.nn.functional.conv2d(x, weight, bias, padding=1)
+    torch.testing.assert_close(conv2d(x, weight, bias, padding=1), expected, rtol=2e-5, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        ((ONES(3, 8, 8), ONES(10, 3, 3, 3)), {}, r"input has shape \[3, 8, 8\]; it needs 4 dim"),
+        ((ONES(1, 4, 8, 8), ONES(10, 3, 3, 3)), {}, "input has 4 channels and needs"),
+        ((ONES(1, 3, 2, 8), ONES(10, 3, 3, 3)), {}, "it is smaller than the kernel"),
+        ((ONES(1, 3, 8, 8), ONES(10, 3, 3, 3)), {"stride": (1, 2, 3)}, "one or two numbers"),
+        ((ONES(1, 3, 8, 8), ONES(10, 3, 3, 3)), {"padding": "reflect"}, "padding is 'reflect'"),
+        ((ONES(1, 3, 8, 8), ONES(10, 3, 3, 3).double()), {}, "weight has dtype float64"),
+        ((ONES(1, 0, 8, 8), ONES(10, 0, 3, 3)), {}, "needs at least one channel"),
+        ((ONES(1, 3, 0, 8), ONES(10, 3, 1, 1)), {"padding": 2}, "and a map that is not empty"),
+    ],
+)
+def test_bad_input_is_refused_by_name(args, kwargs, message):
+    with pytest.raises(RuntimeError, match=f"^conv2d: .*{message}"):
+        conv2d(*args, **kwargs)
+
+
+def test_pairs_of_another_length_are_refused_by_the_op_itself():
+    x, weight = small_map()
+    with pytest.raises(RuntimeError, match="stride has 1 values; it needs 2"):
+        torch.ops.skinfast.conv2d(x, weight, None, [1], [0, 0], [1, 1], 1)
