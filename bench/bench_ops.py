@@ -110,7 +110,7 @@ def main() -> None:
     ceilings = measure_ceilings(bench.device, bench.stopwatch, bench.rounds)
     rates = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in ceilings.flops.items())
     report.note(
-        f"ceilings of this machine: copy {ceilings.bandwidth / 1e9:.1f} GB/s, {rates}\n"
+        f"ceilings of this machine: memory {ceilings.bandwidth / 1e9:.1f} GB/s, {rates}\n"
         "GB/s, GFLOP/s and ceiling (the floor by these rates over our time; what fits a cache can "
         "exceed 1) are skinfast's",
         ceilings={"bandwidth": ceilings.bandwidth, "flops": ceilings.flops},

@@ -22,7 +22,8 @@ class Ceilings:
     """What the machine reached in this run.
 
     Attributes:
-        bandwidth: bytes a second, read and written, of copying a large tensor.
+        bandwidth: bytes a second, read and written: the better of copying a large tensor and of
+            scaling one in place (some CPUs read what a copy is going to overwrite).
         flops: operations a second by dtype: the better of a matrix product and a 3x3 convolution
             (on some CPUs one library is far slower than the other).
     """
@@ -36,11 +37,14 @@ class Ceilings:
 
 
 def measure_ceilings(device: torch.device, watch: Stopwatch, rounds: int) -> Ceilings:
-    """Copy bandwidth and arithmetic rates of a device: the best round of each."""
+    """Bandwidth and arithmetic rates of a device: the best round of each."""
     scale = 4 if device.type == "cuda" else 1
     source = torch.ones(2**26, device=device)
     target = torch.empty_like(source)
-    calls: dict[str, Call] = {"copy": lambda: target.copy_(source)}
+    calls: dict[str, Call] = {
+        "copy": partial(target.copy_, source),
+        "in place": partial(target.mul_, 1.0),
+    }
     operations = {}
     side, batch, channels = 2048 * scale, 64 * scale, 128
     for dtype in (torch.float32, torch.bfloat16):
@@ -62,4 +66,4 @@ def measure_ceilings(device: torch.device, watch: Stopwatch, rounds: int) -> Cei
     for name, count in operations.items():
         dtype_name = name.split()[0]
         flops[dtype_name] = max(flops.get(dtype_name, 0), count / best[name])
-    return Ceilings(2 * source.nbytes / best["copy"], flops)
+    return Ceilings(2 * source.nbytes / min(best["copy"], best["in place"]), flops)

@@ -92,7 +92,8 @@ class Report:
         from matplotlib.figure import Figure
 
         rows = self._result["rows"][::-1]
-        names = [" ".join(str(row[title]) for title in self._columns) for row in rows]
+        titles = [title for title in self._columns if not isinstance(rows[0][title], float)]
+        names = [" ".join(str(row[title]) for title in titles) for row in rows]
         ratios = [row["ratio"] for row in rows]
         # The median's ratio can lie outside the ratios of single rounds.
         spread = [
@@ -100,7 +101,7 @@ class Report:
             [max(0, row["ratio_range"][1] - row["ratio"]) for row in rows],
         ]
         colours = ["#2b6cb0" if ratio >= 1 else "#c05621" for ratio in ratios]
-        figure = Figure(figsize=(9, 1.2 + 0.24 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(11, 1.2 + 0.24 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         axes.barh(names, ratios, xerr=spread, color=colours, ecolor="#888888", capsize=2)
         axes.axvline(1, color="black", linewidth=1)
