@@ -90,13 +90,13 @@ class PyTorch(Trainer):
 
     def __init__(self, problem: Problem, layout: str, compiled: bool, fused: bool) -> None:
         config, device = problem.config, problem.device
-        memory_format = {
+        self.memory_format = {
             "contiguous": torch.contiguous_format,
             "channels_last": torch.channels_last,
         }[layout]
         torch.manual_seed(config.seed)
         model = build_model(config.model, image_size=config.image_size, backend="torch")
-        self.model = model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
+        self.model = model.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self._forward: nn.Module = self.model
         if compiled:
             mode = "max-autotune" if device.type == "cuda" else None
@@ -109,7 +109,7 @@ class PyTorch(Trainer):
         self._batch_size = config.batch_size
 
         images = problem.dataset.images.permute(0, 3, 1, 2).to(device)
-        self._images = images.contiguous(memory_format=memory_format)
+        self._images = images.contiguous(memory_format=self.memory_format)
         self._labels = problem.dataset.labels.to(device)
         self._train = torch.from_numpy(np.asarray(problem.train_indices))
         # pixel * scale + shift = (pixel / 255 - mean) / std
@@ -189,6 +189,8 @@ def assert_same_training(problem: Problem, tolerance: float, trainers: dict[str,
             _assert_same_fetch(problem, trainer)
         losses[name] = []
         for images, labels in batches:
+            if isinstance(trainer, PyTorch):  # in the layout that it will be timed in
+                images = images.contiguous(memory_format=trainer.memory_format)
             trainer.step(images, labels)
             losses[name].append(trainer.take_loss())
     first, *others = losses.items()
