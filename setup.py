@@ -93,6 +93,14 @@ def cuda_wish(torch_version: str, torch_cuda: str) -> str:
     return wish
 
 
+def find_tool(name: str) -> str:
+    """The tool beside this Python, which pip installed, rather than the system's older one."""
+    tool = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if tool is None:
+        raise SystemExit(f"skinfast: {name} was not found; run `pip install {name}`, then again")
+    return tool
+
+
 class CMakeBuild(build_ext):
     """Configure, build and install CMakeLists.txt into the package folder."""
 
@@ -119,11 +127,12 @@ class CMakeBuild(build_ext):
             "SKINFAST_CUDA_JOBS": cuda_at_once,
             "SKINFAST_STRICT": "ON" if strict else "OFF",
             "Python_EXECUTABLE": sys.executable,
+            "CMAKE_MAKE_PROGRAM": find_tool("ninja"),
             "pybind11_DIR": self.pybind11_cmake_dir(),
         }
         if arch_list := os.environ.get("TORCH_CUDA_ARCH_LIST"):
             options["CMAKE_CUDA_ARCHITECTURES"] = cuda_architectures(arch_list)
-        cmake = shutil.which("cmake") or "cmake"
+        cmake = find_tool("cmake")
         configure = [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja"]
         self.call([*configure, *(f"-D{key}={value}" for key, value in options.items())])
         self.call([cmake, "--build", str(build), "--parallel", str(at_once)])
@@ -139,10 +148,6 @@ class CMakeBuild(build_ext):
     def call(command: list[str]) -> None:
         try:
             subprocess.run(command, check=True)
-        except FileNotFoundError as error:
-            raise SystemExit(
-                "skinfast: cmake was not found; run `pip install cmake ninja`"
-            ) from error
         except subprocess.CalledProcessError as error:
             raise SystemExit(
                 f"skinfast: the build stopped; see the message above ({error})"
