@@ -10,7 +10,8 @@ def arguments(dtype, n, c, side, k, r, stride):
 
 def work(n, c, side, k, r, stride):
     """Products with padding count, as they do for a library that computes them."""
-    x, y, weight = n * c * side**2, n * k * -((-side // stride) ** 2), k * c * r**2
+    out = (side - 1) // stride + 1
+    x, y, weight = n * c * side**2, n * k * out**2, k * c * r**2
     flops = 2 * y * c * r**2
     return Work(x + y + weight, flops), Work(2 * y + 2 * x + 2 * weight, 2 * flops)
 
