@@ -132,8 +132,9 @@ torch.library.register_autograd("skinfast::conv2d", _backward, setup_context=_se
 refuse_double_backward("conv2d_backward")
 register_lower_precision("conv2d", 0, 1, 2)
 
-# Sums of up to 2048 products, in another order than oneDNN's.
-TOLERANCES = {torch.float32: {"rtol": 2e-5, "atol": 5e-5}}
+# Measured on the samples: PyTorch's float32 is up to 2.2 times assert_close's default from float64,
+# ours up to 1.5 times.
+TOLERANCES = {torch.float32: {"rtol": 5e-6, "atol": 4e-5}}
 
 
 def sample_inputs(device: str, dtype: torch.dtype) -> Iterator[SampleInput]:

@@ -167,9 +167,9 @@ refuse_double_backward("conv2d_relu_backward")
 register_lower_precision("conv2d_relu", 0, 1, 2)
 
 
-# Sums of up to 16 * 7 * 7 products, and weight gradients over a whole batch, in another order than
-# oneDNN's: both sides are a few 1e-6 of the largest term from float64.
-TOLERANCES = {torch.float32: {"rtol": 2e-5, "atol": 2e-5}}
+# Measured on the samples: PyTorch's float32 is up to 1.9 times assert_close's default from float64,
+# ours up to 1.4 times.
+TOLERANCES = {torch.float32: {"rtol": 5e-6, "atol": 2e-5}}
 
 
 def sample_inputs(device: str, dtype: torch.dtype) -> Iterator[SampleInput]:

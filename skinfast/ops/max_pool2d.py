@@ -35,9 +35,9 @@ def max_pool2d(
 
     over the taps (k, l) of the window that lie inside. NaN is the greatest value. The gradient
     goes to the maximum; to the first, row by row, of several that are equal. What is kept for it
-    is the maximum's position in its window, one byte, where torch keeps eight. The gradient is
-    gathered, each pixel from the windows over it in a fixed order, so two runs are equal bit for
-    bit.
+    is the maximum's position in its window, one byte, where torch keeps eight. On CUDA each
+    pixel gathers its gradient; on the CPU one thread adds up a whole map. Both in a fixed order,
+    so two runs are equal bit for bit.
 
     Args:
         input: ``[N, C, H, W]`` or ``[C, H, W]``, float32, float64, bfloat16 or (CUDA) float16.
