@@ -63,8 +63,7 @@ def contenders_of(
 ) -> list[Contender]:
     """Every layout of ours and every mode of PyTorch's."""
     call = (op.name, case, dtype, direction, device)
-    layouts = [x for x in op.layouts if x != "batch_last" or device.type == "cpu"]
-    ours = [Contender(f"skinfast {x}", True, partial(build, *call, True, x)) for x in layouts]
+    ours = [Contender(f"skinfast {x}", True, partial(build, *call, True, x)) for x in op.layouts]
     return ours + [Contender(x, False, partial(build, *call, False, x)) for x in op.modes]
 
 

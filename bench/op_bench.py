@@ -13,7 +13,6 @@ from harness import Call
 from machine import Work
 from torch import Tensor
 
-from skinfast.ops import batch_last
 from skinfast.testing import in_layout
 
 MAPS = ("contiguous", "channels_last")
@@ -31,7 +30,7 @@ class OpBench:
             a gradient get one.
         work: a shape to the work of the forward and of the backward pass, in values (not bytes)
             and operations.
-        layouts: that skinfast computes in as stored. PyTorch's modes are those of MAPS or MATRICES.
+        layouts: that both sides are measured in, MAPS or MATRICES.
         dtypes: as the models use the op; under autocast some stay in float32.
         keywords: further arguments, equal for all cases.
     """
@@ -49,7 +48,7 @@ class OpBench:
     @property
     def modes(self) -> tuple[str, ...]:
         """PyTorch's."""
-        return tuple(layout for layout in self.layouts if layout != "batch_last")
+        return self.layouts
 
     def work_of(self, case: str, dtype: str, direction: str) -> Work:
         """Bytes and operations of a call that ``build`` makes."""
@@ -95,11 +94,7 @@ def values(dtype: torch.dtype, *shape: int, gradient: bool = True) -> Tensor:
 
 
 def _placed(tensor: Tensor, device: torch.device, mode: str) -> Tensor:
-    placed = tensor.detach().to(device)
-    if mode == "batch_last" and tensor.dim() == 4:
-        placed = batch_last(placed)
-    else:
-        placed = in_layout(placed, mode)
+    placed = in_layout(tensor.detach().to(device), mode)
     return placed.requires_grad_(tensor.requires_grad)
 
 

@@ -52,6 +52,24 @@ class Conv2dReLU(Conv2d):
     _op = "conv2d_relu"
 
 
+class Conv2dReLUMaxPool2d(Conv2d):
+    """``torch.nn.Conv2d``, ReLU and ``torch.nn.MaxPool2d(pool_size)``, as a layer of the CNN.
+
+    ``[N, C, H, W]`` to ``[N, K, P // pool_size, Q // pool_size]``.
+    """
+
+    _op = "conv2d_relu_max_pool2d"
+
+    def __init__(self, *args: Any, pool_size: int | tuple[int, int], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if (self.stride, self.dilation, self.groups) != ((1, 1), (1, 1), 1):
+            raise SkinfastError("Conv2dReLUMaxPool2d needs stride=1, dilation=1 and groups=1")
+        self.pool_size = pool_size
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._function(input, self.weight, self.bias, self.padding, self.pool_size)
+
+
 class LinearReLU(nn.Linear):
     """``torch.nn.Linear`` and ReLU: ``[*, in_features]`` to ``[*, out_features]``."""
 

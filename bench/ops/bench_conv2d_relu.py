@@ -1,7 +1,7 @@
 """conv2d_relu: the CNN's three convolutions, and one that is left to PyTorch's."""
 
 from machine import Work
-from op_bench import MAPS, OpBench, values
+from op_bench import OpBench, values
 
 
 def arguments(dtype, n, c, side, k, r):
@@ -32,5 +32,4 @@ BENCH = OpBench(
     },
     arguments=arguments,
     work=work,
-    layouts=(*MAPS, "batch_last"),
 )

@@ -56,6 +56,6 @@ BENCH = ImageBatchBench(
     cases={"64 of 64x64": (64, 64), "64 of 32x32": (64, 32)},
     arguments=lambda: (),
     work=lambda: (Work(0, 0), Work(0, 0)),
-    layouts=("contiguous", "channels_last", "batch_last"),
+    layouts=("contiguous", "channels_last"),
     dtypes=("float32",),
 )

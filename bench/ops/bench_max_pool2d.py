@@ -1,7 +1,7 @@
 """max_pool2d: the CNN's three pools and ResNet-50's."""
 
 from machine import Work
-from op_bench import MAPS, OpBench, values
+from op_bench import OpBench, values
 
 
 def arguments(dtype, n, c, side, kernel, stride, padding):
@@ -26,5 +26,4 @@ BENCH = OpBench(
     },
     arguments=arguments,
     work=work,
-    layouts=(*MAPS, "batch_last"),
 )

@@ -1,4 +1,4 @@
-#include "conv2d_relu/conv2d_relu.h"
+#include "conv2d_relu/conv2d_relu_cuda.h"
 #include "core/cuda.h"
 
 #include <limits>
@@ -215,22 +215,15 @@ Tensor conv2d_relu_cuda(const Tensor& x, const Tensor& weight, const std::option
   return output;
 }
 
-std::tuple<Tensor, Tensor, Tensor> conv2d_relu_backward_cuda(
-    const Tensor& grad_output, const Tensor& output, const Tensor& x, const Tensor& weight,
-    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-    const std::vector<int64_t>& dilation, int64_t groups, bool want_input, bool want_weight,
-    bool want_bias) {
-  const Conv2dArguments arguments{stride, padding, dilation, groups};
-  const auto shape = check_conv2d("conv2d_relu_backward", x, weight, std::nullopt, arguments);
-  check_conv2d_gradient("conv2d_relu_backward", "grad_output", grad_output, x, shape);
-  check_conv2d_gradient("conv2d_relu_backward", "output", output, x, shape);
-  if (!is_small_conv2d(x, weight, arguments) || output.numel() == 0) {
-    return general_conv2d_relu_backward(grad_output, output, x, weight, arguments,
-                                        {want_input, want_weight, want_bias});
-  }
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> small_conv2d_gradients_cuda(const SmallConv2d& conv,
+                                                               const Tensor& masked,
+                                                               const Tensor& x,
+                                                               const Tensor& weight,
+                                                               const std::array<bool, 3>& wanted) {
   const DeviceGuard guard(x.get_device_index());
-  const SmallConv2d conv = small_conv2d_of(x, weight, shape, arguments);
-  const Tensor masked = relu_masked(grad_output, output);
+  const auto [want_input, want_weight, want_bias] = wanted;
   Tensor grad_x = no_tensor(x), grad_weight = no_tensor(x), grad_bias = no_tensor(x);
   if (want_input) {
     grad_x = empty_in(x, shape_of(x), conv2d_layout(x, weight));
@@ -261,6 +254,26 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_backward_cuda(
     grad_weight = dense(summed, layout_of(weight));
   }
   return {grad_x, want_weight ? grad_weight : no_tensor(x), want_bias ? grad_bias : no_tensor(x)};
+}
+
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor> conv2d_relu_backward_cuda(
+    const Tensor& grad_output, const Tensor& output, const Tensor& x, const Tensor& weight,
+    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+    const std::vector<int64_t>& dilation, int64_t groups, bool want_input, bool want_weight,
+    bool want_bias) {
+  const Conv2dArguments arguments{stride, padding, dilation, groups};
+  const auto shape = check_conv2d("conv2d_relu_backward", x, weight, std::nullopt, arguments);
+  check_conv2d_gradient("conv2d_relu_backward", "grad_output", grad_output, x, shape);
+  check_conv2d_gradient("conv2d_relu_backward", "output", output, x, shape);
+  if (!is_small_conv2d(x, weight, arguments) || output.numel() == 0) {
+    return general_conv2d_relu_backward(grad_output, output, x, weight, arguments,
+                                        {want_input, want_weight, want_bias});
+  }
+  const SmallConv2d conv = small_conv2d_of(x, weight, shape, arguments);
+  return small_conv2d_gradients_cuda(conv, relu_masked(grad_output, output), x, weight,
+                                     {want_input, want_weight, want_bias});
 }
 
 }  // namespace

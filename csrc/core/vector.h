@@ -5,7 +5,7 @@
 
 #include "core/scalar.h"
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 

@@ -6,8 +6,8 @@
 
 namespace skinfast {
 
-// How output [B, 3, H, W] lies in memory: as that, as [B, H, W, 3] or as [3, H, W, B].
-enum class BatchLayout { kContiguous, kChannelsLast, kBatchLast };
+// How output [B, 3, H, W] lies in memory: as that, or as [B, H, W, 3].
+enum class BatchLayout { kContiguous, kChannelsLast };
 
 struct ImageBatch {
   const uint8_t* images;   // [N, H, W, 3]
@@ -48,10 +48,7 @@ SKINFAST_HOST_DEVICE T image_value(int32_t byte, accumulate_t<T> scale, accumula
   return store<T>(static_cast<accumulate_t<T>>(byte) * scale + shift);
 }
 
-// Images whose pixels the CPU interleaves together, where the batch is last.
-constexpr int kImageTile = 64;
-
-// CPU kernel, on the rows [begin, end) of all images; where the batch is last, of all tiles.
+// CPU kernel, on the rows [begin, end) of all images.
 SKINFAST_DECLARE_KERNEL(void image_batch(DType dtype, const ImageBatch& call, void* output,
                                          int64_t begin, int64_t end))
 
@@ -64,23 +61,9 @@ namespace skinfast {
 
 inline BatchLayout batch_layout_of(const std::string& layout) {
   if (layout == "contiguous") return BatchLayout::kContiguous;
-  if (layout == "channels_last") return BatchLayout::kChannelsLast;
-  SKINFAST_CHECK(layout == "batch_last", "image_batch: layout is '", layout,
-                 "'; it needs 'contiguous', 'channels_last' or 'batch_last'");
-  return BatchLayout::kBatchLast;
-}
-
-inline Tensor empty_image_batch(const Tensor& images, const ImageBatch& call, ScalarType dtype) {
-  if (call.layout != BatchLayout::kBatchLast) {
-    return empty_in(images, {call.batch, 3, call.height, call.width},
-                    call.layout == BatchLayout::kChannelsLast ? MemoryFormat::ChannelsLast
-                                                              : MemoryFormat::Contiguous,
-                    dtype);
-  }
-  Tensor stored =
-      empty_in(images, {3, call.height, call.width, call.batch}, MemoryFormat::Contiguous, dtype);
-  for (int64_t i = 3; i > 0; --i) stored = torch::stable::transpose(stored, i - 1, i);
-  return stored;
+  SKINFAST_CHECK(layout == "channels_last", "image_batch: layout is '", layout,
+                 "'; it needs 'contiguous' or 'channels_last'");
+  return BatchLayout::kChannelsLast;
 }
 
 // `launch(call, output)` sees an output that is not empty.
@@ -125,7 +108,9 @@ Tensor image_batch_host(const Tensor& images, const Tensor& indices, const Tenso
       images.size(1),
       images.size(2),
       batch_layout_of(layout)};
-  Tensor output = empty_image_batch(images, call, dtype);
+  const MemoryFormat format = call.layout == BatchLayout::kChannelsLast ? MemoryFormat::ChannelsLast
+                                                                        : MemoryFormat::Contiguous;
+  const Tensor output = empty_in(images, {call.batch, 3, call.height, call.width}, format, dtype);
   if (output.numel() > 0) launch(call, output);
   return output;
 }

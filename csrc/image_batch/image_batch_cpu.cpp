@@ -9,24 +9,16 @@ int smaller(int64_t a, int64_t b) { return static_cast<int>(a < b ? a : b); }
 
 // The columns [begin, begin + count) of a row, a word each: R, G and B from the lowest byte on, the
 // highest byte is anything. Three bytes do not fit a vector's lanes; words do, and are moved in one
-// instruction. The words lie `stride` apart.
-void unpack(const ImageRow& row, int64_t width, int64_t begin, int count, uint32_t* words,
-            int64_t stride) {
+// instruction.
+void unpack(const ImageRow& row, int64_t width, int64_t begin, int count, uint32_t* words) {
   const uint8_t* last = row.pixels + (width - 1) * 3;
   const uint8_t* pixel = row.pixels + image_column(row, width, begin) * 3;
   const int64_t step = row.mirrored ? -3 : 3;
   for (int i = 0; i < count; ++i, pixel += step) {
     uint32_t word = 0;
     memcpy(&word, pixel, pixel == last ? 3 : 4);  // behind the last pixel memory may end
-    words[i * stride] = word;
+    words[i] = word;
   }
-}
-
-// Ask for columns of a row that is needed soon: so many images in turn are more streams than a CPU
-// follows by itself.
-void prefetch(const ImageRow& row, int64_t width, int64_t begin, int count) {
-  const int64_t first = row.mirrored ? width - begin - count : begin;
-  for (int i = 0; i < count * 3; i += 64) __builtin_prefetch(row.pixels + first * 3 + i);
 }
 
 // output[i] = the normalised channel c of words[i].
@@ -48,7 +40,7 @@ void contiguous_rows(const ImageBatch& call, T* output, int64_t begin, int64_t e
     const ImageRow row = image_row(call, b, h);
     for (int64_t w = 0; w < width; w += kPixels) {
       const int count = smaller(kPixels, width - w);
-      unpack(row, width, w, count, words, 1);
+      unpack(row, width, w, count, words);
       for (int c = 0; c < 3; ++c) {
         normalise(words, count, c, call, output + ((b * 3 + c) * height + h) * width + w);
       }
@@ -82,29 +74,6 @@ void channels_last_rows(const ImageBatch& call, T* output, int64_t begin, int64_
   }
 }
 
-template <typename T>
-void batch_last_rows(const ImageBatch& call, T* output, int64_t begin, int64_t end) {
-  const int64_t height = call.height, width = call.width;
-  uint32_t words[kPixels * kImageTile];  // [pixel, image]
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t b = unit / height * kImageTile, h = unit % height;
-    const int images = smaller(kImageTile, call.batch - b);
-    for (int64_t w = 0; w < width; w += kPixels) {
-      const int count = smaller(kPixels, width - w);
-      for (int i = 0; i < images; ++i) {
-        unpack(image_row(call, b + i, h), width, w, count, words + i, kImageTile);
-        if (h + 1 < height) prefetch(image_row(call, b + i, h + 1), width, w, count);
-      }
-      for (int i = 0; i < count; ++i) {
-        for (int c = 0; c < 3; ++c) {
-          T* out = output + ((c * height + h) * width + w + i) * call.batch + b;
-          normalise(words + i * kImageTile, images, c, call, out);
-        }
-      }
-    }
-  }
-}
-
 }  // namespace
 
 void image_batch(DType dtype, const ImageBatch& call, void* output, int64_t begin, int64_t end) {
@@ -115,8 +84,6 @@ void image_batch(DType dtype, const ImageBatch& call, void* output, int64_t begi
         return contiguous_rows(call, out, begin, end);
       case BatchLayout::kChannelsLast:
         return channels_last_rows(call, out, begin, end);
-      case BatchLayout::kBatchLast:
-        return batch_last_rows(call, out, begin, end);
     }
   });
 }
@@ -145,9 +112,7 @@ Tensor image_batch_cpu(const Tensor& images, const Tensor& indices, const Tensor
   return image_batch_host(images, indices, scale, shift, flips, layout, dtype,
                           [](const ImageBatch& call, const Tensor& output) {
                             check_indices(call);
-                            const bool tiled = call.layout == BatchLayout::kBatchLast;
-                            const int64_t tiles = (call.batch + kImageTile - 1) / kImageTile;
-                            const int64_t rows = (tiled ? tiles : call.batch) * call.height;
+                            const int64_t rows = call.batch * call.height;
                             const int64_t grain =
                                 std::max<int64_t>(1, kElementGrain * rows / output.numel());
                             parallel_for(rows, grain, [&](int64_t begin, int64_t end) {

@@ -13,7 +13,7 @@ from skinfast.errors import SkinfastError
 from skinfast.ops import image_batch
 
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-_LAYOUTS = ("contiguous", "channels_last", "batch_last")
+_LAYOUTS = ("contiguous", "channels_last")
 
 
 class DeviceBatches:
@@ -42,8 +42,7 @@ class DeviceBatches:
         seed: with the epoch, of the order and the mirroring.
         augment: mirror each image left-right with probability 1/2, top-bottom likewise.
         dtype: of the images yielded: float32, float64, bfloat16 or on a GPU float16.
-        layout: how the images yielded are stored: "contiguous", "channels_last" or "batch_last"
-            (see ``skinfast.ops.batch_last``).
+        layout: how the images yielded are stored: "contiguous" or "channels_last".
         drop_last: leave out a last batch that is not full.
 
     Raises:

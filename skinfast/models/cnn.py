@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from skinfast.errors import SkinfastError
-from skinfast.nn import Conv2dReLU, LinearReLU, MaxPool2d
-from skinfast.ops.conv2d_relu import batch_last
+from skinfast.nn import Conv2dReLUMaxPool2d, LinearReLU
 
 _POOLS = (2, 3, 4)
 MINIMUM_IMAGE_SIZE = 24
@@ -22,24 +21,19 @@ class CNN(nn.Module):
 
     def __init__(self, num_classes: int, image_size: int, backend: str) -> None:
         super().__init__()
-        self.conv1 = Conv2dReLU(3, 10, 3, padding=1, backend=backend)
-        self.conv2 = Conv2dReLU(10, 10, 5, padding=2, backend=backend)
-        self.conv3 = Conv2dReLU(10, 10, 7, padding=3, backend=backend)
-        self.pool1, self.pool2, self.pool3 = (MaxPool2d(k, backend=backend) for k in _POOLS)
+        first, second, third = _POOLS
+        self.conv1 = Conv2dReLUMaxPool2d(3, 10, 3, padding=1, pool_size=first, backend=backend)
+        self.conv2 = Conv2dReLUMaxPool2d(10, 10, 5, padding=2, pool_size=second, backend=backend)
+        self.conv3 = Conv2dReLUMaxPool2d(10, 10, 7, padding=3, pool_size=third, backend=backend)
         side = image_size
         for kernel in _POOLS:
             side //= kernel
         self.fc1 = LinearReLU(10 * side * side, 120, backend=backend)
         self.fc2 = LinearReLU(120, 64, backend=backend)
         self.fc3 = nn.Linear(64, num_classes)
-        self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.backend == "skinfast" and x.device.type == "cpu":
-            x = batch_last(x)
-        x = self.pool1(self.conv1(x))
-        x = self.pool2(self.conv2(x))
-        x = self.pool3(self.conv3(x))
+        x = self.conv3(self.conv2(self.conv1(x)))
         return self.fc3(self.fc2(self.fc1(torch.flatten(x, 1))))
 
 

@@ -6,7 +6,8 @@ from skinfast.ops.batch_norm_add_relu import batch_norm_add_relu
 from skinfast.ops.batch_norm_linear import batch_norm_linear
 from skinfast.ops.batch_norm_relu import batch_norm_relu
 from skinfast.ops.conv2d import conv2d
-from skinfast.ops.conv2d_relu import batch_last, conv2d_relu
+from skinfast.ops.conv2d_relu import conv2d_relu
+from skinfast.ops.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d
 from skinfast.ops.cross_entropy import cross_entropy
 from skinfast.ops.image_batch import image_batch
 from skinfast.ops.linear_relu import linear_relu
@@ -15,12 +16,12 @@ from skinfast.ops.max_pool2d import max_pool2d
 __all__ = [
     "adam_",
     "add_relu",
-    "batch_last",
     "batch_norm_add_relu",
     "batch_norm_linear",
     "batch_norm_relu",
     "conv2d",
     "conv2d_relu",
+    "conv2d_relu_max_pool2d",
     "cross_entropy",
     "image_batch",
     "linear_relu",

@@ -43,17 +43,6 @@ def layout_of(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def is_batch_last(x: Tensor) -> bool:
-    """Whether x ``[N, C, H, W]`` is stored as ``[C, H, W, N]``, and in neither common layout."""
-    return (
-        x.dim() == 4
-        and x.numel() > 0
-        and not x.is_contiguous()
-        and not x.is_contiguous(memory_format=torch.channels_last)
-        and x.permute(1, 2, 3, 0).is_contiguous()
-    )
-
-
 def empty_in_layout_of(x: Tensor, shape: Any = None, dtype: torch.dtype | None = None) -> Tensor:
     """An empty tensor of ``shape`` (default: that of x) in the layout that an op on x returns."""
     shape = x.shape if shape is None else shape

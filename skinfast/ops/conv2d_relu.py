@@ -12,7 +12,6 @@ from skinfast.ops._library import (
     SampleInput,
     conv2d_layout,
     conv2d_output_shape,
-    is_batch_last,
     pair,
     refuse_double_backward,
     register_fake,
@@ -20,9 +19,6 @@ from skinfast.ops._library import (
     symmetric_padding,
 )
 from skinfast.ops.conv2d import conv2d_gradients
-
-_SMALL_CHANNELS = 16
-_SMALL_KERNEL = 7
 
 
 def conv2d_relu(
@@ -43,8 +39,7 @@ def conv2d_relu(
 
     Convolutions of at most 16 channels in and out, kernels up to 7x7, stride 1, dilation 1 and one
     group run on kernels of skinfast; all others on PyTorch's convolution. On the CPU the kernels
-    work with the batch stored last (:func:`batch_last`): an input stored so is not copied and
-    its output is stored so too.
+    work on contiguous tensors: others are copied, and the output is stored as the input.
 
     Args:
         input: ``[N, C, H, W]``, float32, float64, bfloat16 or (CUDA) float16.
@@ -65,11 +60,6 @@ def conv2d_relu(
     return torch.ops.skinfast.conv2d_relu(input, weight, bias, stride, padding, dilation, groups)
 
 
-def batch_last(x: Tensor) -> Tensor:
-    """The values of x ``[N, C, H, W]``, stored as ``[C, H, W, N]``; no copy if they are already."""
-    return x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
-
-
 def reference(
     input: Tensor,
     weight: Tensor,
@@ -88,27 +78,6 @@ def reference(
 # --- fake kernels: the layouts that the real ones return ------------------------------------------
 
 
-def _keeps_batch_last(
-    input: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> bool:
-    """The twin of is_small_conv2d and is_batch_last in csrc/conv2d_relu."""
-    small = (
-        groups == 1
-        and [*stride, *dilation] == [1, 1, 1, 1]
-        and input.shape[1] <= _SMALL_CHANNELS
-        and weight.shape[0] <= _SMALL_CHANNELS
-        and max(weight.shape[2:]) <= _SMALL_KERNEL
-        and padding[0] < weight.shape[2]
-        and padding[1] < weight.shape[3]
-    )
-    return small and input.device.type == "cpu" and is_batch_last(input)
-
-
 @register_fake("conv2d_relu")
 def _(
     input: Tensor,
@@ -120,8 +89,6 @@ def _(
     groups: int,
 ) -> Tensor:
     shape = conv2d_output_shape(input, weight, stride, padding, dilation)
-    if _keeps_batch_last(input, weight, stride, padding, dilation, groups):
-        return batch_last(input.new_empty(shape))
     return input.new_empty(shape).contiguous(memory_format=conv2d_layout(input, weight))
 
 
@@ -139,9 +106,7 @@ def _(
     want_weight: bool,
     want_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = conv2d_gradients(input, weight, want_input, want_weight, want_bias)
-    keep = _keeps_batch_last(input, weight, stride, padding, dilation, groups)
-    return batch_last(grads[0]) if want_input and keep else grads[0], *grads[1:]
+    return conv2d_gradients(input, weight, want_input, want_weight, want_bias)
 
 
 # --- autograd and autocast ------------------------------------------------------------------------

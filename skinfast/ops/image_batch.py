@@ -31,9 +31,8 @@ def image_batch(
             GPU nothing waits to check them, and it makes an image of NaN.
         scale, shift: float32 ``[3]``.
         flips: uint8 ``[B]``, or None: mirror none.
-        layout: how the result is stored: "contiguous", "channels_last" (in memory
-            ``[B, H, W, 3]``) or "batch_last" (``[3, H, W, B]``, see
-            :func:`skinfast.ops.batch_last`).
+        layout: how the result is stored: "contiguous" or "channels_last" (in memory
+            ``[B, H, W, 3]``).
         dtype: of the result: float32, float64, bfloat16 or (CUDA) float16. The arithmetic is
             float32, and float64 for float64.
 
@@ -57,9 +56,6 @@ def _(
     dtype: torch.dtype,
 ) -> Tensor:
     batch, (_, height, width, _) = indices.shape[0], images.shape
-    if layout == "batch_last":
-        stored = images.new_empty((3, height, width, batch), dtype=dtype)
-        return stored.permute(3, 0, 1, 2)
     return torch.empty(
         (batch, 3, height, width),
         dtype=dtype,

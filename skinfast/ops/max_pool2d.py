@@ -12,7 +12,6 @@ from torch import Tensor
 from skinfast.ops._library import (
     SampleInput,
     empty_in_layout_of,
-    is_batch_last,
     layout_of,
     refuse_double_backward,
     register_fake,
@@ -64,9 +63,6 @@ def max_pool2d(
     )
     if input.dim() == 3:
         return torch.ops.skinfast.max_pool2d(input.unsqueeze(0), *parameters)[0].squeeze(0)
-    if is_batch_last(input):
-        # With channels and images exchanged it is channels_last, which the kernels take as it is.
-        return torch.ops.skinfast.max_pool2d(input.transpose(0, 1), *parameters)[0].transpose(0, 1)
     return torch.ops.skinfast.max_pool2d(input, *parameters)[0]
 
 

@@ -87,10 +87,7 @@ class Problem:
 
     def _layout(self) -> str:
         """How the images must be stored for the model to take them as they are."""
-        if self.config.model in CHANNELS_LAST_MODELS:
-            return "channels_last"
-        small_convolutions = self.config.model == "cnn" and self.config.backend == "skinfast"
-        return "batch_last" if small_convolutions and self.device.type == "cpu" else "contiguous"
+        return "channels_last" if self.config.model in CHANNELS_LAST_MODELS else "contiguous"
 
     def fingerprint(self) -> str:
         """A hash of names, labels and mean colours: equal for equal data."""

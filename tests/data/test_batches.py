@@ -52,7 +52,6 @@ def order(loader: DeviceBatches) -> list[int]:
     [
         ("contiguous", (0, 1, 2, 3)),
         ("channels_last", (0, 2, 3, 1)),
-        ("batch_last", (1, 2, 3, 0)),
     ],
 )
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -83,7 +82,7 @@ def test_dtypes(device: str, dtype: torch.dtype) -> None:
 def test_layouts_hold_the_same_values() -> None:
     first, *others = (
         torch.cat([images for images, _ in batches(layout=layout, augment=True)])
-        for layout in ("contiguous", "channels_last", "batch_last")
+        for layout in ("contiguous", "channels_last")
     )
     for other in others:
         assert torch.equal(other, first)
@@ -193,7 +192,7 @@ def test_images_on_the_device_are_shared() -> None:
         ({"mean": (0.1, 0.1)}, "give three numbers each"),
         ({"dtype": torch.int32}, "dtype is torch.int32; choose float32, float64, bfloat16 or"),
         ({"dtype": torch.float16}, "on a GPU, float16"),
-        ({"layout": "NHWC"}, "layout is 'NHWC'; choose one of contiguous, channels_last, batch_"),
+        ({"layout": "NHWC"}, "layout is 'NHWC'; choose one of contiguous, channels_last"),
         ({"seed": -1}, "seed is -1; choose 0 or more"),
     ],
 )

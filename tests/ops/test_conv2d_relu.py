@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from skinfast.ops._library import SampleInput
-from skinfast.ops.conv2d_relu import batch_last, conv2d_relu, reference
+from skinfast.ops.conv2d_relu import conv2d_relu, reference
 from skinfast.testing import outputs_and_gradients
 
 
@@ -12,17 +12,6 @@ def cnn_layer(images=20, seed=0):
     generator = torch.Generator().manual_seed(seed)
     shapes = [(images, 10, 9, 9), (10, 10, 5, 5), (10,)]
     return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
-
-
-def test_batch_last_input_gives_batch_last_output_and_gradient_without_a_copy():
-    x, weight, bias = cnn_layer()
-    stored = batch_last(x.detach()).requires_grad_()
-    assert torch.equal(stored, x) and batch_last(stored).data_ptr() == stored.data_ptr()
-    output = conv2d_relu(stored, weight, bias, padding=2)
-    assert output.permute(1, 2, 3, 0).is_contiguous()
-    torch.testing.assert_close(output, reference(x, weight, bias, padding=2), rtol=2e-5, atol=2e-5)
-    (grad,) = torch.autograd.grad(output.sum(), stored)
-    assert grad.permute(1, 2, 3, 0).is_contiguous()
 
 
 @pytest.mark.parametrize("images", [1, 15, 16, 17, 31, 32, 33, 64])

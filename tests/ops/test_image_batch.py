@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from skinfast.ops import batch_last, image_batch
+from skinfast.ops import image_batch
 from skinfast.testing import LOW_PRECISION_FACTOR, devices, dtypes
 
-LAYOUTS = ("contiguous", "channels_last", "batch_last")
+LAYOUTS = ("contiguous", "channels_last")
 # (batch, height, width): more than one run of pixels and tile of images, full vectors, tails, one.
 SIZES = [(70, 2, 70), (64, 4, 64), (33, 7, 5), (8, 3, 16), (3, 5, 1), (1, 1, 1), (1, 6, 67)]
 EMPTY = [(0, 4, 4), (3, 0, 4), (3, 4, 0)]
@@ -44,7 +44,7 @@ def in_pytorch(images, indices, scale, shift, flips, dtype=torch.float32):
 
 
 def assert_stored(images, layout):
-    order = {"contiguous": (0, 1, 2, 3), "channels_last": (0, 2, 3, 1), "batch_last": (1, 2, 3, 0)}
+    order = {"contiguous": (0, 1, 2, 3), "channels_last": (0, 2, 3, 1)}
     assert images.permute(order[layout]).is_contiguous()
 
 
@@ -74,12 +74,6 @@ def test_low_precision_is_as_exact_as_pytorch(device, dtype, size):
         actual = image_batch(*call, layout=layout, dtype=dtype)
         assert actual.dtype == dtype
         assert (actual.double() - exact).abs().max() <= LOW_PRECISION_FACTOR * theirs
-
-
-@pytest.mark.parametrize("device", devices())
-def test_batch_last_is_the_layout_of_that_name(device):
-    images = image_batch(*arguments((20, 6, 5), device), layout="batch_last")
-    assert batch_last(images).data_ptr() == images.data_ptr()
 
 
 @pytest.mark.parametrize("device", devices())
@@ -161,7 +155,7 @@ IMAGES, INDICES, SCALE, SHIFT, FLIPS = arguments((5, 4, 6))
         ({"shift": SHIFT[:2]}, r"shift has shape \[2\]; it needs \[3\]"),
         ({"flips": FLIPS.bool()}, "flips has dtype bool; it needs uint8"),
         ({"flips": FLIPS[:4]}, r"flips has shape \[4\]; it needs \[5\]"),
-        ({"layout": "NHWC"}, "layout is 'NHWC'; it needs 'contiguous', 'channels_last' or 'batch_"),
+        ({"layout": "NHWC"}, "layout is 'NHWC'; it needs 'contiguous' or 'channels_last'"),
         ({"dtype": torch.int32}, "the result has dtype int32; on the CPU it needs float32"),
         ({"dtype": torch.float16}, "the result has dtype float16; on the CPU it needs float32"),
     ],

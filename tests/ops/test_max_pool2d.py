@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from skinfast.ops.conv2d_relu import batch_last
 from skinfast.ops.max_pool2d import max_pool2d
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -168,12 +167,3 @@ def test_bad_input_of_the_gradient_is_refused_by_name(change, message):
     }
     with pytest.raises(RuntimeError, match=f"^max_pool2d_backward: {message}"):
         torch.ops.skinfast.max_pool2d_backward(**(arguments | change))
-
-
-def test_batch_last_input_is_pooled_as_it_is_stored():
-    stored = batch_last(torch.randn(20, 10, 9, 8)).requires_grad_()
-    output = max_pool2d(stored, 2)
-    assert output.permute(1, 2, 3, 0).is_contiguous()
-    assert torch.equal(output, F.max_pool2d(stored, 2))
-    (grad,) = torch.autograd.grad(output.square().sum(), stored)
-    assert grad.permute(1, 2, 3, 0).is_contiguous()
