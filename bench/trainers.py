@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from skinfast.models import build_model
 from skinfast.nn import CrossEntropyLoss
 from skinfast.optim import Adam
 from skinfast.training import TrainStep
+from skinfast.training.capture import CapturedStep, LowPrecisionCopies
 from skinfast.training.problem import Problem
 
 Batch = tuple[Tensor, Tensor]
@@ -64,6 +66,7 @@ class Skinfast(Trainer):
             CrossEntropyLoss().to(problem.device),
             device=problem.device,
             precision=config.precision,
+            capture=problem.device.type == "cpu",
         )
         self._batches = problem.train_batches()
         super().__init__()
@@ -150,23 +153,49 @@ class PyTorch(Trainer):
 
 
 class Update:
-    """The update phase alone: gradients are cleared, fixed ones put in their place, Adam steps."""
+    """The update phase alone: what a step does with weights and gradients besides using them.
+
+    Weights are converted for the forward pass and fixed gradients back where the precision asks for
+    it, Adam steps, the gradients are cleared. Ours is captured, as in training on a CPU.
+    """
 
     def __init__(self, problem: Problem, ours: bool, fused: bool) -> None:
         torch.manual_seed(problem.config.seed)
         model = build_model(problem.config.model, image_size=problem.config.image_size)
         self.parameters = list(model.to(problem.device).parameters())
-        self._grads = [torch.randn_like(p) for p in self.parameters]
-        if ours:
-            self._optimizer: torch.optim.Optimizer = Adam(self.parameters)
-        else:
+        # What autocast converts: the weights of convolutions and dense layers.
+        bfloat16 = problem.config.precision == "bfloat16"
+        self._dtypes = [
+            torch.bfloat16 if bfloat16 and p.dim() > 1 else p.dtype for p in self.parameters
+        ]
+        self._grads = [
+            torch.randn_like(p).to(dtype)
+            for p, dtype in zip(self.parameters, self._dtypes, strict=True)
+        ]
+        self._call = partial(self._update, *self._grads)
+        if not ours:
             self._optimizer = torch.optim.Adam(self.parameters, fused=True if fused else None)
+            return
+        self._optimizer = Adam(self.parameters)
+        if problem.device.type == "cpu":
+            self._call()  # makes the optimizer's state
+            captured = CapturedStep(
+                self._update, self._grads, self._optimizer, LowPrecisionCopies()
+            )
+            self._call = partial(captured.replay, *self._grads)
 
     def __call__(self) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
-        for parameter, grad in zip(self.parameters, self._grads, strict=True):
-            parameter.grad = grad
+        self._call()
+
+    def _update(self, *grads: Tensor) -> None:
+        self.lowered = [
+            parameter.detach().to(dtype)
+            for parameter, dtype in zip(self.parameters, self._dtypes, strict=True)
+        ]
+        for parameter, grad in zip(self.parameters, grads, strict=True):
+            parameter.grad = grad.to(parameter.dtype)
         self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
 
 
 def assert_same_updates(updates: dict[str, Update]) -> None:

@@ -36,7 +36,8 @@ STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
   m.def("add_relu_backward(Tensor grad_output, Tensor output) -> Tensor");
   m.def(
       "adam_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
-      "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] state_steps, *, float lr, Tensor? lr_tensor, "
+      "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] state_steps, Tensor(f!)[] copies, *, float lr, "
+      "Tensor? lr_tensor, "
       "float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, "
       "bool decoupled_weight_decay, Tensor? grad_scale, Tensor? found_inf) -> ()");
   m.def(

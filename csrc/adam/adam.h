@@ -3,6 +3,8 @@
 
 #include <math.h>
 
+#include <type_traits>
+
 #include "core/isa.h"
 #include "core/scalar.h"
 
@@ -22,6 +24,7 @@ struct AdamOptions {
 struct AdamTensor {
   void* param;
   const void* grad;
+  void* copy;  // the parameter in the gradient's lower precision; null where they have one dtype
   void* exp_avg;
   void* exp_avg_sq;
   void* max_exp_avg_sq;  // null without amsgrad
@@ -88,9 +91,9 @@ SKINFAST_HOST_DEVICE double product(double a, double b) {
 
 // Element i, operation for operation as torch.optim.Adam computes it on one tensor (its fused
 // twin, which is algebraically the same, rounds elsewhere). State is rounded to T once, at the end.
-template <bool kAmsgrad, typename T, typename A>
-SKINFAST_HOST_DEVICE void adam_element(const AdamScalars<A>& s, T* param, const T* grad, T* exp_avg,
-                                       T* exp_avg_sq, T* max_exp_avg_sq, int64_t i) {
+template <bool kAmsgrad, typename T, typename G, typename A>
+SKINFAST_HOST_DEVICE void adam_element(const AdamScalars<A>& s, T* param, const G* grad, G* copy,
+                                       T* exp_avg, T* exp_avg_sq, T* max_exp_avg_sq, int64_t i) {
   const A p = product(load(param[i]), s.param_factor);
   A g = load(grad[i]) * s.grad_factor;
   // Not unconditionally: 0 * p is NaN where p is infinite, and would spoil the state.
@@ -109,13 +112,15 @@ SKINFAST_HOST_DEVICE void adam_element(const AdamScalars<A>& s, T* param, const 
   }
   const A denominator = square_root(largest) / s.bias_correction2_sqrt + s.eps;
 
-  param[i] = store<T>(p + s.negative_step_size * m / denominator);
+  const T updated = store<T>(p + s.negative_step_size * m / denominator);
+  param[i] = updated;
+  if constexpr (!std::is_same_v<T, G>) copy[i] = store<G>(load(updated));
   exp_avg[i] = store<T>(m);
   exp_avg_sq[i] = store<T>(v);
 }
 
 // CPU kernel: the elements [begin, end) of one parameter.
-SKINFAST_DECLARE_KERNEL(void adam(DType dtype, const AdamTensor& tensor,
+SKINFAST_DECLARE_KERNEL(void adam(DType dtype, DType grad_dtype, const AdamTensor& tensor,
                                   const AdamScalars<double>& scalars, int64_t begin, int64_t end))
 
 }  // namespace skinfast
@@ -130,8 +135,8 @@ namespace skinfast {
 // A checked call. The pointers in `tensors` stay valid while it lives.
 struct AdamCall {
   std::vector<AdamTensor> tensors;
-  std::vector<DType> dtypes;  // of tensors, one by one
-  Tensor first;               // params[0], for its device and stream
+  std::vector<DType> dtypes, grad_dtypes;  // of tensors, one by one
+  Tensor first;                            // params[0], for its device and stream
   AdamOptions options;
   double lr;
   bool amsgrad;
@@ -193,6 +198,27 @@ inline void* state_pointer(const char* list, size_t i, const Tensor& state, cons
   return state.mutable_data_ptr();
 }
 
+// Where a float32 parameter's gradient came in lower precision: the parameter in that.
+inline void* lower_precision_copy(size_t i, const Tensor& copy, const Tensor& grad,
+                                  const Tensor& param) {
+  const ScalarType lower = grad.scalar_type();
+  SKINFAST_CHECK(
+      param.scalar_type() == ScalarType::Float &&
+          (lower == ScalarType::BFloat16 || (lower == ScalarType::Half && param.is_cuda())),
+      "adam_: copies[", i, "] belongs to a ", dtype_name(param.scalar_type()), " parameter with a ",
+      dtype_name(lower), " gradient; it needs float32 with bfloat16 or (CUDA) float16");
+  const std::string name = item_name("copies", i), grad_name = item_name("grads", i);
+  for (const auto& [tensor_name, tensor] :
+       {std::pair{&name, &copy}, std::pair{&grad_name, &grad}}) {
+    check_dtype("adam_", tensor_name->c_str(), *tensor, lower);
+    check_shape("adam_", tensor_name->c_str(), *tensor, shape_of(param));
+    check_same_device("adam_", tensor_name->c_str(), *tensor, "params[0]", param);
+  }
+  SKINFAST_CHECK(same_strides(copy, param), "adam_: copies[", i, "] has other strides than params[",
+                 i, "]; it needs the same");
+  return copy.mutable_data_ptr();
+}
+
 // The value of one float32 on the parameters' device.
 inline float* scalar_pointer(const std::string& name, const Tensor& scalar, const Tensor& param) {
   check_same_device("adam_", name.c_str(), scalar, "params[0]", param);
@@ -229,9 +255,9 @@ template <void (*kRun)(const AdamCall&)>
 void adam_host(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
                const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
                const std::vector<Tensor>& max_exp_avg_sqs, const std::vector<Tensor>& state_steps,
-               double lr, const std::optional<Tensor>& lr_tensor, double beta1, double beta2,
-               double weight_decay, double eps, bool amsgrad, bool maximize,
-               bool decoupled_weight_decay, const std::optional<Tensor>& grad_scale,
+               const std::vector<Tensor>& copies, double lr, const std::optional<Tensor>& lr_tensor,
+               double beta1, double beta2, double weight_decay, double eps, bool amsgrad,
+               bool maximize, bool decoupled_weight_decay, const std::optional<Tensor>& grad_scale,
                const std::optional<Tensor>& found_inf) {
   const size_t count = params.size();
   const AdamOptions options{beta1, beta2, weight_decay, eps, maximize, decoupled_weight_decay};
@@ -241,9 +267,11 @@ void adam_host(const std::vector<Tensor>& params, const std::vector<Tensor>& gra
   check_length("exp_avg_sqs", exp_avg_sqs, count);
   check_length("max_exp_avg_sqs", max_exp_avg_sqs, amsgrad ? count : 0);
   check_length("state_steps", state_steps, count);
+  if (!copies.empty()) check_length("copies", copies, count);
   if (count == 0) return;
 
   AdamCall call{{},
+                {},
                 {},
                 params[0],
                 options,
@@ -262,20 +290,24 @@ void adam_host(const std::vector<Tensor>& params, const std::vector<Tensor>& gra
     check_same_device("adam_", name.c_str(), param, "params[0]", params[0]);
     SKINFAST_CHECK(is_dense(param), "adam_: ", name,
                    " has gaps or overlaps in memory; it needs a dense layout, as clone() gives");
-    check_like_param("grads", i, grads[i], param);
+    const bool copied =
+        !copies.empty() && (copies[i].numel() > 0 || grads[i].scalar_type() != param.scalar_type());
+    void* copy = copied ? lower_precision_copy(i, copies[i], grads[i], param) : nullptr;
+    if (!copied) check_like_param("grads", i, grads[i], param);
     Tensor grad = grads[i];
     if (!same_strides(grad, param)) {
-      grad = torch::stable::empty_like(param);
+      grad = torch::stable::empty_like(copied ? copies[i] : param);
       torch::stable::copy_(grad, grads[i]);
       call.copied_grads.push_back(grad);
     }
     call.tensors.push_back(
-        {param.mutable_data_ptr(), grad.const_data_ptr(),
+        {param.mutable_data_ptr(), grad.const_data_ptr(), copy,
          state_pointer("exp_avgs", i, exp_avgs[i], param),
          state_pointer("exp_avg_sqs", i, exp_avg_sqs[i], param),
          amsgrad ? state_pointer("max_exp_avg_sqs", i, max_exp_avg_sqs[i], param) : nullptr,
          scalar_pointer(item_name("state_steps", i), state_steps[i], params[0]), param.numel()});
     call.dtypes.push_back(dtype_of(param));
+    call.grad_dtypes.push_back(dtype_of(grad));
   }
   kRun(call);
 }

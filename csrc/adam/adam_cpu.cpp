@@ -2,29 +2,35 @@
 
 namespace skinfast::SKINFAST_ISA {
 
-template <bool kAmsgrad, typename T>
+template <bool kAmsgrad, typename T, typename G>
 static void update(const AdamTensor& tensor, const AdamScalars<double>& scalars, int64_t begin,
                    int64_t end) {
   const AdamScalars<accumulate_t<T>> s = rounded<accumulate_t<T>>(scalars);
   T* __restrict param = static_cast<T*>(tensor.param);
-  const T* __restrict grad = static_cast<const T*>(tensor.grad);
+  const G* __restrict grad = static_cast<const G*>(tensor.grad);
+  G* __restrict copy = static_cast<G*>(tensor.copy);
   T* __restrict exp_avg = static_cast<T*>(tensor.exp_avg);
   T* __restrict exp_avg_sq = static_cast<T*>(tensor.exp_avg_sq);
   T* __restrict max_exp_avg_sq = static_cast<T*>(tensor.max_exp_avg_sq);
   for (int64_t i = begin; i < end; ++i) {
-    adam_element<kAmsgrad>(s, param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, i);
+    adam_element<kAmsgrad>(s, param, grad, copy, exp_avg, exp_avg_sq, max_exp_avg_sq, i);
   }
 }
 
-void adam(DType dtype, const AdamTensor& tensor, const AdamScalars<double>& scalars, int64_t begin,
-          int64_t end) {
-  SKINFAST_CPU_DISPATCH(dtype, T, {
-    if (tensor.max_exp_avg_sq != nullptr) {
-      update<true, T>(tensor, scalars, begin, end);
-    } else {
-      update<false, T>(tensor, scalars, begin, end);
-    }
-  });
+template <typename T, typename G>
+static void update(const AdamTensor& tensor, const AdamScalars<double>& scalars, int64_t begin,
+                   int64_t end) {
+  if (tensor.max_exp_avg_sq != nullptr) {
+    update<true, T, G>(tensor, scalars, begin, end);
+  } else {
+    update<false, T, G>(tensor, scalars, begin, end);
+  }
+}
+
+void adam(DType dtype, DType grad_dtype, const AdamTensor& tensor,
+          const AdamScalars<double>& scalars, int64_t begin, int64_t end) {
+  if (dtype != grad_dtype) return update<float, BFloat16>(tensor, scalars, begin, end);
+  SKINFAST_CPU_DISPATCH(dtype, T, { update<T, T>(tensor, scalars, begin, end); });
 }
 
 }  // namespace skinfast::SKINFAST_ISA
@@ -64,7 +70,10 @@ void adam_cpu(const AdamCall& call) {
       const AdamTensor& tensor = call.tensors[i];
       const int64_t from = chunk_end(begin - first[i], tensor.count);
       const int64_t to = chunk_end(end - first[i], tensor.count);
-      if (from < to) SKINFAST_KERNEL(adam)(call.dtypes[i], tensor, scalars[i], from, to);
+      if (from < to) {
+        SKINFAST_KERNEL(adam)
+        (call.dtypes[i], call.grad_dtypes[i], tensor, scalars[i], from, to);
+      }
     }
   });
 }

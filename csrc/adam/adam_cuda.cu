@@ -11,7 +11,7 @@ namespace {
 // so a CUDA graph records them with the launch.
 constexpr size_t kParameterBytes = 4096;
 constexpr int kStepsPerLaunch = 500;
-constexpr int kTensorsPerLaunch = 60;
+constexpr int kTensorsPerLaunch = 56;
 constexpr int kChunk = 4096;  // elements a block updates
 
 struct StepTable {
@@ -45,12 +45,14 @@ __global__ void advance_steps_kernel(StepTable table) {
 }
 
 // The elements [begin, end) of one parameter, kWidth an access.
-template <bool kAmsgrad, int kWidth, typename T, typename A>
+template <bool kAmsgrad, int kWidth, typename T, typename G, typename A>
 __device__ __forceinline__ void update(const AdamScalars<A>& s, const AdamTensor& tensor,
                                        int64_t begin, int64_t end) {
   using V = Vector<T, kWidth>;
+  using Lower = Vector<G, kWidth>;
   T* param = static_cast<T*>(tensor.param);
-  const T* grad = static_cast<const T*>(tensor.grad);
+  const G* grad = static_cast<const G*>(tensor.grad);
+  G* copy = static_cast<G*>(tensor.copy);
   T* exp_avg = static_cast<T*>(tensor.exp_avg);
   T* exp_avg_sq = static_cast<T*>(tensor.exp_avg_sq);
   T* max_exp_avg_sq = static_cast<T*>(tensor.max_exp_avg_sq);
@@ -59,26 +61,29 @@ __device__ __forceinline__ void update(const AdamScalars<A>& s, const AdamTensor
   const int64_t tail = end - (end - begin) % kWidth;
   for (int64_t i = begin + thread * kWidth; i < tail; i += threads * kWidth) {
     V p = *reinterpret_cast<const V*>(param + i);
-    const V g = *reinterpret_cast<const V*>(grad + i);
+    const Lower g = *reinterpret_cast<const Lower*>(grad + i);
+    Lower c;
     V m = *reinterpret_cast<const V*>(exp_avg + i);
     V v = *reinterpret_cast<const V*>(exp_avg_sq + i);
     V largest;
     if constexpr (kAmsgrad) largest = *reinterpret_cast<const V*>(max_exp_avg_sq + i);
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) {
-      adam_element<kAmsgrad>(s, p.values, g.values, m.values, v.values, largest.values, k);
+      adam_element<kAmsgrad>(s, p.values, g.values, c.values, m.values, v.values, largest.values,
+                             k);
     }
     *reinterpret_cast<V*>(param + i) = p;
+    if constexpr (!std::is_same_v<T, G>) *reinterpret_cast<Lower*>(copy + i) = c;
     *reinterpret_cast<V*>(exp_avg + i) = m;
     *reinterpret_cast<V*>(exp_avg_sq + i) = v;
     if constexpr (kAmsgrad) *reinterpret_cast<V*>(max_exp_avg_sq + i) = largest;
   }
   for (int64_t i = tail + thread; i < end; i += threads) {
-    adam_element<kAmsgrad>(s, param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, i);
+    adam_element<kAmsgrad>(s, param, grad, copy, exp_avg, exp_avg_sq, max_exp_avg_sq, i);
   }
 }
 
-template <bool kAmsgrad, typename T>
+template <bool kAmsgrad, typename T, typename G>
 __global__ void __launch_bounds__(kThreads) adam_kernel(AdamTable table) {
   using A = accumulate_t<T>;
   if (skips(table.found_inf)) return;
@@ -104,9 +109,9 @@ __global__ void __launch_bounds__(kThreads) adam_kernel(AdamTable table) {
   const int64_t begin = static_cast<int64_t>(block - table.first_block[low]) * kChunk;
   const int64_t end = begin + kChunk < tensor.count ? begin + kChunk : tensor.count;
   if (table.aligned[low]) {
-    update<kAmsgrad, kVectorWidth<T>, T>(s, tensor, begin, end);
+    update<kAmsgrad, kVectorWidth<T>, T, G>(s, tensor, begin, end);
   } else {
-    update<kAmsgrad, 1, T>(s, tensor, begin, end);
+    update<kAmsgrad, 1, T, G>(s, tensor, begin, end);
   }
 }
 
@@ -122,13 +127,22 @@ void launch_steps(const AdamCall& call, cudaStream_t stream) {
   }
 }
 
-void launch_update(const AdamCall& call, DType dtype, AdamTable& table, cudaStream_t stream) {
-  const int blocks = table.first_block[table.count];
-  if (blocks > 0) {
-    SKINFAST_CUDA_DISPATCH(dtype, T, {
-      launch(call.amsgrad ? &adam_kernel<true, T> : &adam_kernel<false, T>, dim3(blocks), kThreads,
-             0, stream, table);
-    });
+template <typename T, typename G>
+void launch_kernel(const AdamCall& call, const AdamTable& table, cudaStream_t stream) {
+  launch(call.amsgrad ? &adam_kernel<true, T, G> : &adam_kernel<false, T, G>,
+         dim3(table.first_block[table.count]), kThreads, 0, stream, table);
+}
+
+void launch_update(const AdamCall& call, DType dtype, DType grad_dtype, AdamTable& table,
+                   cudaStream_t stream) {
+  if (table.first_block[table.count] > 0) {
+    if (dtype == grad_dtype) {
+      SKINFAST_CUDA_DISPATCH(dtype, T, { launch_kernel<T, T>(call, table, stream); });
+    } else if (grad_dtype == DType::kBFloat16) {
+      launch_kernel<float, BFloat16>(call, table, stream);
+    } else {
+      launch_kernel<float, Half>(call, table, stream);
+    }
   }
   table.count = 0;
 }
@@ -144,22 +158,27 @@ void adam_cuda(const AdamCall& call) {
   table.lr_tensor = call.lr_tensor;
   table.grad_scale = call.grad_scale;
   table.found_inf = call.found_inf;
-  for (const DType dtype : {DType::kFloat, DType::kDouble, DType::kBFloat16, DType::kHalf}) {
+  constexpr std::pair<DType, DType> kinds[] = {
+      {DType::kFloat, DType::kFloat},       {DType::kFloat, DType::kBFloat16},
+      {DType::kFloat, DType::kHalf},        {DType::kDouble, DType::kDouble},
+      {DType::kBFloat16, DType::kBFloat16}, {DType::kHalf, DType::kHalf}};
+  for (const auto& [dtype, grad_dtype] : kinds) {
     for (size_t i = 0; i < call.tensors.size(); ++i) {
       const AdamTensor& tensor = call.tensors[i];
-      if (call.dtypes[i] != dtype || tensor.count == 0) continue;
+      if (call.dtypes[i] != dtype || call.grad_dtypes[i] != grad_dtype) continue;
+      if (tensor.count == 0) continue;
       const int64_t blocks = (tensor.count + kChunk - 1) / kChunk;
       if (table.count == kTensorsPerLaunch ||
           table.first_block[table.count] + blocks > std::numeric_limits<int>::max()) {
-        launch_update(call, dtype, table, stream);
+        launch_update(call, dtype, grad_dtype, table, stream);
       }
       const int slot = table.count++;
       table.tensors[slot] = tensor;
-      table.aligned[slot] = is_aligned(tensor.param, tensor.grad, tensor.exp_avg, tensor.exp_avg_sq,
-                                       tensor.max_exp_avg_sq);
+      table.aligned[slot] = is_aligned(tensor.param, tensor.grad, tensor.copy, tensor.exp_avg,
+                                       tensor.exp_avg_sq, tensor.max_exp_avg_sq);
       table.first_block[slot + 1] = table.first_block[slot] + static_cast<int>(blocks);
     }
-    launch_update(call, dtype, table, stream);
+    launch_update(call, dtype, grad_dtype, table, stream);
   }
 }
 

@@ -15,6 +15,7 @@ def adam_(
     exp_avg_sqs: list[Tensor],
     max_exp_avg_sqs: list[Tensor],
     state_steps: list[Tensor],
+    copies: list[Tensor] | None = None,
     *,
     lr: float | Tensor,
     beta1: float,
@@ -52,6 +53,11 @@ def adam_(
         max_exp_avg_sqs: as those with ``amsgrad``, else empty.
         state_steps: one float32 on the device for each parameter, the number of steps made; this
             call advances it.
+        copies: for mixed precision, a tensor for each parameter. Where one has elements, the
+            gradient came in the lower precision in which the parameter was used: bfloat16, or
+            (CUDA) float16, for a float32 parameter; this copy, as the gradient in dtype and as the
+            parameter in strides, is written along with it. So neither is converted in a pass of
+            its own.
         lr: a number, or a tensor of one element. A tensor on the parameters' device is read when
             the step runs, so that a recorded CUDA graph follows it; one on the CPU is read
             at the call.
@@ -76,6 +82,7 @@ def adam_(
         exp_avg_sqs,
         max_exp_avg_sqs,
         state_steps,
+        copies or [],
         lr=lr,
         lr_tensor=lr_tensor,
         beta1=beta1,

@@ -82,7 +82,12 @@ def train(
         backend=config.backend,
     ).to(problem.device)
     step = TrainStep(
-        model, optimizer, loss_function, device=problem.device, precision=config.precision
+        model,
+        optimizer,
+        loss_function,
+        device=problem.device,
+        precision=config.precision,
+        capture=config.backend == "skinfast" and problem.device.type == "cpu",
     )
     train_batches, test_batches = problem.train_batches(), problem.test_batches()
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skinfast.training.capture import CapturedStep, LowPrecisionCopies
+
 
 class TrainStep:
     """Forward, loss, backward and update; loss and correct answers are summed on the device.
@@ -16,6 +18,9 @@ class TrainStep:
         optimizer: over the model's parameters.
         loss_function: logits and labels ``[B]`` to the mean loss.
         precision: "float32", or "bfloat16" for autocast with float32 parameters.
+        capture: record the step when a shape of a batch comes for the second time and replay it
+            from then on (see ``CapturedStep``): the optimizer must be ``skinfast.optim.Adam``, and
+            no hook runs in a replay. The results are equal bit for bit.
     """
 
     def __init__(
@@ -26,6 +31,7 @@ class TrainStep:
         *,
         device: torch.device,
         precision: str,
+        capture: bool = False,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -33,15 +39,40 @@ class TrainStep:
         self.device = device
         self.precision = precision
         self._totals = Totals(device)
+        self._capture = capture
+        self._captured: dict[Any, CapturedStep | None] = {}
+        self._copies = LowPrecisionCopies()
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         """Learn from one batch."""
+        if not self._capture:
+            self._learn(images, labels)
+            return
+        key = (images.shape, images.stride(), images.dtype, self.model.training)
+        if (key, self._state()) not in self._captured:
+            self._learn(images, labels)  # here the optimizer makes its state
+            self._captured[key, self._state()] = None
+            return
+        captured = self._captured[key, self._state()]
+        if captured is None:
+            captured = CapturedStep(self._learn, (images, labels), self.optimizer, self._copies)
+            self._captured[key, self._state()] = captured
+        else:
+            captured.replay(images, labels)
+
+    def _state(self) -> int:
+        """Another number when the optimizer has made or loaded another state."""
+        state = next(iter(self.optimizer.state.values()), None)
+        return 0 if state is None else id(state["exp_avg"])
+
+    def _learn(self, images: Tensor, labels: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device, self.precision):
             logits = self.model(images)
             loss = self.loss_function(logits, labels)
         loss.backward()
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self._totals.add(loss.detach(), logits.detach(), labels)
 
     def take_totals(self) -> tuple[float, float]:

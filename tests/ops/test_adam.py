@@ -215,7 +215,7 @@ def test_keeps_the_dispatchers_contract(device, amsgrad):
     tensors = {name: torch.ones((), device=device) for name in ("lr_tensor", "grad_scale")}
     torch.library.opcheck(
         torch.ops.skinfast.adam_.default,
-        arguments(device=device, amsgrad=amsgrad),
+        (*arguments(device=device, amsgrad=amsgrad), []),
         {**SETTINGS, **settings, **tensors, "found_inf": torch.zeros((), device=device)},
         test_utils=("test_schema", "test_faketensor"),
     )
@@ -294,3 +294,43 @@ def test_another_device_is_refused_by_name():
 
 def test_no_parameters_is_no_error():
     adam_([], [], [], [], [], [], **SETTINGS)
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])
+def test_a_copy_takes_the_place_of_two_casts(device, amsgrad, lower):
+    if lower not in dtypes(device):
+        pytest.skip(f"no {lower} on the {device}")
+    mixed = arguments(device=device, amsgrad=amsgrad)
+    cast = clones(mixed)
+    copies = [torch.empty_like(p, dtype=lower) for p in mixed[0]]
+    for i, grad in enumerate(mixed[1]):
+        mixed[1][i] = grad.to(lower)
+        cast[1][i] = mixed[1][i].float()
+    copies[2] = torch.empty(0, dtype=lower, device=device)  # this one has a float32 gradient
+    mixed[1][2] = cast[1][2]
+    adam_(*mixed, copies, **SETTINGS, amsgrad=amsgrad)
+    adam_(*cast, **SETTINGS, amsgrad=amsgrad)
+    assert_equal([mixed[0], *mixed[2:]], [cast[0], *cast[2:]])
+    for i, written in enumerate(copies):
+        assert i == 2 or torch.equal(written, cast[0][i].to(lower))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda grads, copies: copies.pop(), "copies has 5 tensors; it needs 6"),
+        (lambda grads, copies: copies.__setitem__(4, copies[4][1:]), r"copies\[4\] has shape"),
+        (lambda grads, copies: grads.__setitem__(4, grads[4].float()), "belongs to a float32"),
+        (lambda grads, copies: copies.__setitem__(4, copies[4].double()), r"copies\[4\] has dtype"),
+        (lambda grads, copies: copies.__setitem__(3, copies[3].t().contiguous().t()), "strides"),
+    ],
+)
+def test_copies_that_do_not_fit_are_named(change, message):
+    lists = arguments()
+    lists[1][:] = [grad.bfloat16() for grad in lists[1]]
+    copies = [p.bfloat16() for p in lists[0]]
+    change(lists[1], copies)
+    with pytest.raises(RuntimeError, match=f"^adam_: .*{message}"):
+        adam_(*lists, copies, **SETTINGS)

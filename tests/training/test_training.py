@@ -70,7 +70,7 @@ def test_a_last_batch_of_one_image_is_left_out(config, tmp_path):
 @pytest.mark.parametrize(
     ("model", "backend", "in_memory"),
     [
-        ("cnn", "skinfast", (1, 2, 3, 0)),
+        ("cnn", "skinfast", (0, 1, 2, 3)),
         ("cnn", "torch", (0, 1, 2, 3)),
         ("logistic-regression", "skinfast", (0, 1, 2, 3)),
         ("resnet50", "skinfast", (0, 2, 3, 1)),

@@ -1,0 +1,120 @@
+"""A captured step: the eager one's bits, whatever happens between two steps."""
+
+import copy
+
+import pytest
+import torch
+
+from skinfast.models import build_model
+from skinfast.nn import CrossEntropyLoss
+from skinfast.optim import Adam
+from skinfast.training import TrainStep
+
+CASES = [
+    ("cnn", 32, "float32"),
+    ("cnn", 32, "bfloat16"),
+    ("logistic-regression", 8, "float32"),
+    ("logistic-regression", 8, "bfloat16"),
+    ("resnet50", 32, "float32"),
+    ("resnet50", 32, "bfloat16"),
+]
+
+
+def batch(model, size, seed, images=6):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(images, 3, size, size, generator=generator)
+    if model == "resnet50":
+        x = x.contiguous(memory_format=torch.channels_last)
+    return x, torch.randint(0, 7, (images,), generator=generator)
+
+
+def steps(model, size, precision):
+    """An eager step and a captured one, on equal models."""
+    torch.manual_seed(0)
+    first = build_model(model, image_size=size)
+    return [
+        TrainStep(
+            module,
+            Adam(module.parameters(), lr=1e-3, weight_decay=0.01),
+            CrossEntropyLoss(label_smoothing=0.1),
+            device=torch.device("cpu"),
+            precision=precision,
+            capture=capture,
+        )
+        for module, capture in ((first, False), (copy.deepcopy(first), True))
+    ]
+
+
+def assert_equal_bits(eager, captured):
+    ours, theirs = captured.model.state_dict(), eager.model.state_dict()
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
+    for mine, other in zip(
+        captured.optimizer.state_dict()["state"].values(),
+        eager.optimizer.state_dict()["state"].values(),
+        strict=True,
+    ):
+        assert all(torch.equal(mine[key], other[key]) for key in other)
+    assert captured.take_totals() == eager.take_totals()
+
+
+@pytest.mark.parametrize(("model", "size", "precision"), CASES)
+def test_equals_the_eager_step_bit_for_bit(model, size, precision):
+    pair = steps(model, size, precision)
+    for step in pair:
+        for seed in range(5):
+            step(*batch(model, size, seed))
+    assert_equal_bits(*pair)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_shapes_take_turns(precision):
+    pair = steps("cnn", 32, precision)
+    for step in pair:
+        for seed in range(9):  # each shape eager, recorded and replayed, between the other's
+            step(*batch("cnn", 32, seed, images=4 if seed % 3 == 2 else 6))
+    assert_equal_bits(*pair)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_follows_what_changes_between_steps(precision):
+    pair = steps("cnn", 32, precision)
+    for step in pair:
+        for seed in range(3):
+            step(*batch("cnn", 32, seed))
+        for group in step.optimizer.param_groups:
+            group["lr"] = 5e-4
+        step(*batch("cnn", 32, 3))
+        with torch.no_grad():
+            for parameter in step.model.parameters():
+                parameter.mul_(0.9)
+        step(*batch("cnn", 32, 4))
+        step.optimizer.load_state_dict(copy.deepcopy(step.optimizer.state_dict()))
+        for seed in range(5, 9):
+            step(*batch("cnn", 32, seed))
+    assert_equal_bits(*pair)
+
+
+def test_parameters_of_several_groups_keep_their_learning_rates():
+    pair = steps("logistic-regression", 8, "float32")
+    for step in pair:
+        norm, dense = step.model.norm.parameters(), step.model.fc.parameters()
+        step.optimizer = Adam([{"params": norm, "lr": 0.1}, {"params": dense, "lr": 1e-3}])
+        for seed in range(4):
+            step(*batch("logistic-regression", 8, seed))
+        step.optimizer.param_groups[0]["lr"] = 0.0
+        step(*batch("logistic-regression", 8, 4))
+    assert_equal_bits(*pair)
+
+
+def test_casts_of_weights_are_folded_into_adam():
+    _, captured = steps("resnet50", 32, "bfloat16")
+    for seed in range(2):
+        captured(*batch("resnet50", 32, seed))
+    (recording,) = (r for r in captured._captured.values() if r is not None)
+    convolutions = sum(p.dim() == 4 for p in captured.model.parameters())
+    assert len(recording._copied) == convolutions + 2  # and the dense layer's two
+    casts = [
+        n for n in recording._module.graph.nodes if n.target == torch.ops.aten._to_copy.default
+    ]
+    assert len(casts) <= 4  # the images, the logits and back, the loss
