@@ -227,12 +227,16 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_relu_backward_cpu(
 template <typename T>
 void update_statistic(const Tensor& running, const Tensor& batch, double factor, double momentum) {
   using A = accumulate_t<T>;
-  T* pr = static_cast<T*>(running.mutable_data_ptr());
-  const A* pb = static_cast<const A*>(batch.const_data_ptr());
-  const int64_t stride = running.stride(0);
-  for (int64_t c = 0; c < running.numel(); ++c) {
-    pr[c * stride] =
-        updated_statistic(pr[c * stride], pb[c] * static_cast<A>(factor), static_cast<A>(momentum));
+  T* __restrict pr = static_cast<T*>(running.mutable_data_ptr());
+  const A* __restrict pb = static_cast<const A*>(batch.const_data_ptr());
+  const A f = static_cast<A>(factor), m = static_cast<A>(momentum);
+  const int64_t count = running.numel(), stride = running.stride(0);
+  if (stride == 1) {  // whole vectors
+    for (int64_t c = 0; c < count; ++c) pr[c] = updated_statistic(pr[c], pb[c] * f, m);
+  } else {
+    for (int64_t c = 0; c < count; ++c) {
+      pr[c * stride] = updated_statistic(pr[c * stride], pb[c] * f, m);
+    }
   }
 }
 

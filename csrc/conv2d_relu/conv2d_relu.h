@@ -78,8 +78,8 @@ struct PooledConv2d : SmallConv2d {
   int64_t weight_sums() const { return K * R * patch_row(); }  // of one task
   int64_t padded_pixels() const { return padded_height() * padded_width(); }
   int64_t backward_scratch() const {
-    const int64_t pixels = padded_pixels() * (C + kSmallChannels) + 2 * kImageBlock;
-    return pixels + 2 * K * rows() * columns() + K * (rows() + 1);
+    const int64_t pixels = padded_pixels() * (C + kSmallChannels) + kImageBlock;
+    return pixels + 2 * (K * rows() * columns() + kImageBlock) + K * (rows() + 1);
   }
 
   static constexpr int64_t kGradientImages = 4;
@@ -110,10 +110,12 @@ struct SmallConv2dGradients {
 SKINFAST_DECLARE_KERNEL(void small_conv2d_gradients(DType dtype, const PooledConv2d& conv,
                                                     const SmallConv2dGradients& gradients,
                                                     void* scratch, int64_t begin, int64_t end))
-// grad_weight [K, C, R, S] and grad_bias [K] = the sums of all tasks, added in order.
+// For the filters [begin, end): grad_weight [K, C, R, S] or null and grad_bias [K] = the sums of
+// all tasks, added in order.
 SKINFAST_DECLARE_KERNEL(void sum_small_conv2d_gradients(DType dtype, const PooledConv2d& conv,
                                                         const SmallConv2dGradients& gradients,
-                                                        void* grad_weight, void* grad_bias))
+                                                        void* grad_weight, void* grad_bias,
+                                                        int64_t begin, int64_t end))
 
 }  // namespace skinfast
 

@@ -1,4 +1,6 @@
 // The gradients of small convolutions, pixel by pixel that has one.
+#include <type_traits>
+
 #include "conv2d_relu/conv2d_relu.h"
 #include "core/transpose.h"
 
@@ -25,51 +27,151 @@ struct Pixels {
   int32_t* begin;
 };
 
+// From the first pixel of a window to its pixel number a. Bytes that no forward pass writes lead to
+// 0.
+struct WindowOffsets {
+  int32_t of[256] = {};
+
+  explicit WindowOffsets(const PooledConv2d& conv) {
+    for (int64_t a = 0; a < conv.window.size(); ++a) {
+      of[a] =
+          static_cast<int32_t>(a / conv.window.width * conv.padded_width() + a % conv.window.width);
+    }
+  }
+};
+
+// Adds one row's pixels to the `count` before; the first window is at `origin`.
+template <typename T, typename A = accumulate_t<T>>
+int32_t find_pixels_of_row(const T* grad_output, const T* output, const uint8_t* argmax,
+                           int64_t columns, int32_t origin, int32_t window_width,
+                           const WindowOffsets& offsets, const Pixels<A>& pixels, int32_t count) {
+  for (int64_t j = 0; j < columns; ++j, origin += window_width) {
+    pixels.pixel[count] = origin + (argmax ? offsets.of[argmax[j]] : 0);
+    pixels.gradient[count] = load(grad_output[j]);
+    count += relu_passes(load(output[j]));
+  }
+  return count;
+}
+
+#if defined(__AVX512F__)
+SKINFAST_HOST_DEVICE __m512 load_masked(const float* source, __mmask16 lanes) {
+  return _mm512_maskz_loadu_ps(lanes, source);
+}
+SKINFAST_HOST_DEVICE __m512 load_masked(const BFloat16* source, __mmask16 lanes) {
+  const __m512i wide = _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_maskz_loadu_epi16(lanes, source));
+  return reinterpret_cast<__m512>(_mm512_maskz_slli_epi32(0xffff, wide, 16));
+}
+
+// The same sixteen at a time, for windows of sixteen pixels at most.
+template <typename T>
+int32_t find_pixels_of_row_in_lanes(const T* grad_output, const T* output, const uint8_t* argmax,
+                                    int64_t columns, int32_t origin, int32_t window_width,
+                                    const WindowOffsets& offsets, const Pixels<float>& pixels,
+                                    int32_t count) {
+  const __m512i table = _mm512_loadu_si512(offsets.of);
+  const __m512i step = _mm512_set1_epi32(window_width);
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (int64_t j = 0; j < columns; j += 16) {
+    const auto lanes = static_cast<__mmask16>(columns - j < 16 ? (1 << (columns - j)) - 1 : 0xffff);
+    const __m512i column = _mm512_add_epi32(lane, _mm512_set1_epi32(static_cast<int32_t>(j)));
+    __m512i pixel = _mm512_add_epi32(_mm512_mullo_epi32(column, step), _mm512_set1_epi32(origin));
+    if (argmax) {
+      const __m512i position =
+          _mm512_maskz_cvtepu8_epi32(0xffff, _mm_maskz_loadu_epi8(lanes, argmax + j));
+      pixel = _mm512_add_epi32(pixel, _mm512_maskz_permutexvar_epi32(0xffff, position, table));
+    }
+    // Not `less or equal` zero: NaN passes, as in relu_passes().
+    const __mmask16 passes = _mm512_mask_cmp_ps_mask(lanes, load_masked(output + j, lanes),
+                                                     _mm512_setzero_ps(), _CMP_NLE_UQ);
+    _mm512_storeu_si512(pixels.pixel + count, _mm512_maskz_compress_epi32(passes, pixel));
+    _mm512_storeu_ps(pixels.gradient + count,
+                     _mm512_maskz_compress_ps(passes, load_masked(grad_output + j, lanes)));
+    count += __builtin_popcount(passes);
+  }
+  return count;
+}
+#endif
+
 template <typename T>
 void find_pixels(const PooledConv2d& conv, const T* grad_output, const T* output,
-                 const uint8_t* argmax, const Pixels<accumulate_t<T>>& pixels) {
+                 const uint8_t* argmax, const WindowOffsets& offsets,
+                 const Pixels<accumulate_t<T>>& pixels) {
   const int64_t rows = conv.rows(), columns = conv.columns();
-  const int32_t width = static_cast<int32_t>(conv.padded_width());
-  const int32_t window_width = static_cast<int32_t>(conv.window.width);
-  int32_t of_position[256];  // bytes that no forward pass writes lead to 0
-  for (int32_t a = 0; a < 256; ++a) {
-    const bool inside = a < conv.window.size();
-    of_position[a] = inside ? a / window_width * width + a % window_width : 0;
-  }
+  const auto window_width = static_cast<int32_t>(conv.window.width);
   int32_t count = 0;
   for (int64_t k = 0; k < conv.K; ++k) {
     for (int64_t i = 0; i < rows; ++i) {
       pixels.begin[k * (rows + 1) + i] = count;
-      int32_t origin = static_cast<int32_t>(i * conv.window.height) * width;
+      const auto origin = static_cast<int32_t>(i * conv.window.height * conv.padded_width());
       const int64_t row = (k * rows + i) * columns;
-      for (int64_t j = 0; j < columns; ++j, origin += window_width) {
-        const bool passes = relu_passes(load(output[row + j]));
-        pixels.pixel[count] = origin + (argmax ? of_position[argmax[row + j]] : 0);
-        pixels.gradient[count] = load(grad_output[row + j]);
-        count += passes;
+      const uint8_t* positions = argmax ? argmax + row : nullptr;
+#if defined(__AVX512F__)
+      if constexpr (!std::is_same_v<T, double>) {
+        if (conv.window.size() <= 16) {
+          count = find_pixels_of_row_in_lanes(grad_output + row, output + row, positions, columns,
+                                              origin, window_width, offsets, pixels, count);
+          continue;
+        }
       }
+#endif
+      count = find_pixels_of_row(grad_output + row, output + row, positions, columns, origin,
+                                 window_width, offsets, pixels, count);
     }
     pixels.begin[k * (rows + 1) + rows] = count;
   }
 }
 
+#if !defined(__clang__)
+// `count` pixels of three planes, `plane` apart, one after the other.
+template <typename T, typename A = accumulate_t<T>>
+int64_t interleave_three(const T* x, int64_t plane, int64_t count, A* target) {
+  constexpr int L = kLanes<A>;
+  lane_integers<A> first_two[3]{}, third[3]{};
+  for (int e = 0; e < 3 * L; ++e) {
+    const int lane = e % L, c = e % 3, pixel = e / 3;
+    first_two[e / L][lane] = c == 1 ? L + pixel : pixel;
+    third[e / L][lane] = c == 2 ? L + pixel : lane;
+  }
+  int64_t w = 0;
+  for (; w + L <= count; w += L, target += 3 * L) {
+    const vector_t<A> r = load_vector(x + w), g = load_vector(x + plane + w);
+    const vector_t<A> b = load_vector(x + 2 * plane + w);
+    for (int v = 0; v < 3; ++v) {
+      store_vector(target + v * L,
+                   __builtin_shuffle(__builtin_shuffle(r, g, first_two[v]), b, third[v]));
+    }
+  }
+  return w;
+}
+#endif
+
 // An image with channels last and its padding: x [C, H, W] -> padded [padded_height, padded_width,
-// C]. Where fewer channels than lanes are stored, the next pixel writes over the rest.
+// C].
 template <typename T>
 void pad_image(const PooledConv2d& conv, const T* x, accumulate_t<T>* padded) {
   using A = accumulate_t<T>;
   constexpr int L = kLanes<A>;
-  const int64_t size = conv.padded_pixels() * conv.C;
-  memset(padded, 0, static_cast<size_t>(size) * sizeof(A));
-  for (int64_t h = 0; h < conv.H; ++h) {
-    A* row = padded + ((h + conv.pad_h) * conv.padded_width() + conv.pad_w) * conv.C;
-    for (int64_t w = 0; w < conv.W; ++w) {
-      for (int64_t c = 0; c < conv.C; ++c) {
-        row[w * conv.C + c] = A(load(x[(c * conv.H + h) * conv.W + w]));
+  const int64_t C = conv.C, plane = conv.H * conv.W;
+  memset(padded, 0, static_cast<size_t>(conv.padded_pixels() * C) * sizeof(A));
+  for (int64_t h = 0; h < conv.H; ++h, x += conv.W) {
+    A* row = padded + ((h + conv.pad_h) * conv.padded_width() + conv.pad_w) * C;
+    int64_t w = 0;
+#if !defined(__clang__)
+    if (C == 3) w = interleave_three(x, plane, conv.W, row);
+#endif
+    // A vector writes over the pixels behind its own, which come later, if any are left.
+    for (; C > L / 2 && C <= L && w + 2 * L <= conv.W; w += L) {
+      vector_t<A> block[L];
+      for (int c = 0; c < L; ++c) {
+        block[c] = c < C ? load_vector(x + c * plane + w) : vector_t<A>{};
       }
+      transpose<A>(block);
+      for (int j = 0; j < L; ++j) store_vector(row + (w + j) * C, block[j]);
+    }
+    for (; w < conv.W; ++w) {
+      for (int64_t c = 0; c < C; ++c) row[w * C + c] = A(load(x[c * plane + w]));
     }
   }
-  (void)L;
 }
 
 // sums[row][v] += the gradients times the kRows x kVectors vectors at their pixels.
@@ -148,34 +250,51 @@ void add_weight_gradient(const PooledConv2d& conv, const A* padded, const int32_
   }
 }
 
+// target [S, 16] += g * taps [S, 16], the first kVectors vectors of each; S = kWidth if that is not
+// 0.
+template <int kWidth, int kVectors, typename A>
+SKINFAST_HOST_DEVICE void add_taps(A* target, const A* taps, A g, int64_t S) {
+  constexpr int L = kLanes<A>;
+  const int64_t end = kWidth == 0 ? S : kWidth;
+#pragma GCC unroll 7
+  for (int64_t s = 0; s < end; ++s) {
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = s * kSmallChannels + v * L;
+      store_vector(target + at, load_vector(target + at) + g * load_vector(taps + at));
+    }
+  }
+}
+
 // grad [padded_height, padded_width, 16] += the gradient of x from one image, output row by output
 // row, so that the rows of grad at hand stay in the nearest cache.
-template <typename A>
+template <int kWidth, int kVectors, typename A>
 void add_input_gradient(const PooledConv2d& conv, const A* turned_weight, const Pixels<A>& pixels,
                         A* grad) {
-  constexpr int L = kLanes<A>;
   const int64_t rows = conv.rows(), row_size = conv.padded_width() * kSmallChannels;
-  const int64_t vectors = ceil_div(conv.C, L);
+  const int64_t R = conv.R, S = conv.S;
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t k = 0; k < conv.K; ++k) {
       const int32_t* begin = pixels.begin + k * (rows + 1) + i;
-      const A* weight = turned_weight + k * conv.R * conv.S * kSmallChannels;
+      const A* weight = turned_weight + k * R * S * kSmallChannels;
       for (int32_t p = begin[0]; p < begin[1]; ++p) {
         const A g = pixels.gradient[p];
-        A* first = grad + pixels.pixel[p] * kSmallChannels;
-        for (int64_t r = 0; r < conv.R; ++r) {
-          A* target = first + r * row_size;
-          const A* taps = weight + r * conv.S * kSmallChannels;
-          for (int64_t s = 0; s < conv.S * kSmallChannels; s += kSmallChannels) {
-            for (int64_t v = 0; v < vectors * L; v += L) {
-              store_vector(target + s + v,
-                           load_vector(target + s + v) + g * load_vector(taps + s + v));
-            }
-          }
+        A* target = grad + pixels.pixel[p] * kSmallChannels;
+        for (int64_t r = 0; r < R; ++r) {
+          add_taps<kWidth, kVectors>(target + r * row_size, weight + r * S * kSmallChannels, g, S);
         }
       }
     }
   }
+}
+
+template <typename A>
+auto add_input_gradient_of(const PooledConv2d& conv) {
+  constexpr int kWhole = static_cast<int>(kSmallChannels) / kLanes<A>;
+  if (conv.C > kLanes<A>) return &add_input_gradient<0, kWhole, A>;
+  return conv.S == 3   ? &add_input_gradient<3, 1, A>
+         : conv.S == 5 ? &add_input_gradient<5, 1, A>
+         : conv.S == 7 ? &add_input_gradient<7, 1, A>
+                       : &add_input_gradient<0, 1, A>;
 }
 
 // grad [padded_height, padded_width, 16] -> grad_x [C, H, W]
@@ -213,11 +332,12 @@ void gradients_of_task(const PooledConv2d& conv, const SmallConv2dGradients& all
   using A = accumulate_t<T>;
   const int64_t outputs = conv.K * conv.rows() * conv.columns();
   const int64_t inputs = conv.C * conv.H * conv.W;
+  // Behind each lies a vector's worth: whole vectors are read and written.
   A* padded = scratch;
   A* grad = padded + conv.padded_pixels() * conv.C + kImageBlock;
-  A* gradient = grad + conv.padded_pixels() * kSmallChannels + kImageBlock;
-  auto* pixel = reinterpret_cast<int32_t*>(gradient + outputs);
-  const Pixels<A> pixels{pixel, gradient, pixel + outputs};
+  A* gradient = grad + conv.padded_pixels() * kSmallChannels;
+  auto* pixel = reinterpret_cast<int32_t*>(gradient + outputs + kImageBlock);
+  const Pixels<A> pixels{pixel, gradient, pixel + outputs + kImageBlock};
 
   A* weight_sums = static_cast<A*>(all.weight_sums) + task * conv.weight_sums();
   A* bias_sums = static_cast<A*>(all.bias_sums) + task * conv.K;
@@ -225,11 +345,12 @@ void gradients_of_task(const PooledConv2d& conv, const SmallConv2dGradients& all
     memset(weight_sums, 0, static_cast<size_t>(conv.weight_sums()) * sizeof(A));
   }
   double bias_total[kSmallChannels] = {};
+  const WindowOffsets offsets(conv);
   const int64_t end = smaller(conv.N, (task + 1) * PooledConv2d::kGradientImages);
   for (int64_t n = task * PooledConv2d::kGradientImages; n < end; ++n) {
     find_pixels(conv, static_cast<const T*>(all.grad_output) + n * outputs,
                 static_cast<const T*>(all.output) + n * outputs,
-                all.argmax ? all.argmax + n * outputs : nullptr, pixels);
+                all.argmax ? all.argmax + n * outputs : nullptr, offsets, pixels);
     if (all.weight_sums) pad_image(conv, static_cast<const T*>(all.x) + n * inputs, padded);
     for (int64_t k = 0; k < conv.K; ++k) {
       const int64_t first = pixels.begin[k * (conv.rows() + 1)];
@@ -241,7 +362,7 @@ void gradients_of_task(const PooledConv2d& conv, const SmallConv2dGradients& all
     }
     if (all.grad_x) {
       memset(grad, 0, static_cast<size_t>(conv.padded_pixels() * kSmallChannels) * sizeof(A));
-      add_input_gradient(conv, static_cast<const A*>(all.turned_weight), pixels, grad);
+      add_input_gradient_of<A>(conv)(conv, static_cast<const A*>(all.turned_weight), pixels, grad);
       store_input_gradient(conv, grad, static_cast<T*>(all.grad_x) + n * inputs);
     }
   }
@@ -279,23 +400,26 @@ void small_conv2d_gradients(DType dtype, const PooledConv2d& conv,
 
 void sum_small_conv2d_gradients(DType dtype, const PooledConv2d& conv,
                                 const SmallConv2dGradients& gradients, void* grad_weight,
-                                void* grad_bias) {
+                                void* grad_bias, int64_t begin, int64_t end) {
   SKINFAST_CPU_DISPATCH(dtype, T, {
     using A = accumulate_t<T>;
-    const auto total = [&](const void* sums, int64_t size, int64_t at) {
-      double sum = 0;
+    const int64_t row = conv.patch_row(), size = conv.R * row;
+    for (int64_t k = begin; k < end; ++k) {
+      double bias = 0;
+      double sums[kSmallKernel * kSmallKernel * kSmallChannels + kSmallKernel * kImageBlock] = {};
       for (int64_t task = 0; task < conv.backward_tasks(); ++task) {
-        sum += static_cast<const A*>(sums)[task * size + at];
+        bias += static_cast<const A*>(gradients.bias_sums)[task * conv.K + k];
+        if (!grad_weight) continue;
+        const A* part =
+            static_cast<const A*>(gradients.weight_sums) + task * conv.weight_sums() + k * size;
+        for (int64_t i = 0; i < size; ++i) sums[i] += part[i];
       }
-      return store<T>(A(sum));
-    };
-    for (int64_t k = 0; k < conv.K; ++k) {
-      static_cast<T*>(grad_bias)[k] = total(gradients.bias_sums, conv.K, k);
-      for (int64_t c = 0; grad_weight && c < conv.C; ++c) {
-        for (int64_t t = 0; t < conv.R * conv.S; ++t) {
-          const int64_t at = (k * conv.R + t / conv.S) * conv.patch_row() + t % conv.S * conv.C + c;
-          static_cast<T*>(grad_weight)[(k * conv.C + c) * conv.R * conv.S + t] =
-              total(gradients.weight_sums, conv.weight_sums(), at);
+      static_cast<T*>(grad_bias)[k] = store<T>(A(bias));
+      T* target = static_cast<T*>(grad_weight) + k * conv.C * conv.R * conv.S;
+      for (int64_t t = 0; grad_weight && t < conv.R * conv.S; ++t) {
+        for (int64_t c = 0; c < conv.C; ++c) {
+          target[c * conv.R * conv.S + t] =
+              store<T>(A(sums[t / conv.S * row + t % conv.S * conv.C + c]));
         }
       }
     }

@@ -84,9 +84,12 @@ inline std::tuple<Tensor, Tensor, Tensor> small_conv2d_gradients_cpu(
   const Tensor grad_weight =
       want_weight ? torch::stable::new_empty(weight, shape_of(weight)) : no_tensor(x);
   const Tensor grad_bias = torch::stable::new_empty(x, {conv.K});
-  SKINFAST_KERNEL(sum_small_conv2d_gradients)
-  (dtype, conv, gradients, want_weight ? grad_weight.mutable_data_ptr() : nullptr,
-   grad_bias.mutable_data_ptr());
+  const auto sum = SKINFAST_KERNEL(sum_small_conv2d_gradients);
+  const int64_t filter_sums = conv.backward_tasks() * conv.weight_sums() / conv.K;
+  parallel_for(conv.K, ceil_div(kElementGrain, filter_sums + 1), [&](int64_t begin, int64_t end) {
+    sum(dtype, conv, gradients, want_weight ? grad_weight.mutable_data_ptr() : nullptr,
+        grad_bias.mutable_data_ptr(), begin, end);
+  });
   return {want_input ? dense(grad_x, conv2d_layout(x, weight)) : grad_x,
           want_weight ? dense(grad_weight, layout_of(weight)) : grad_weight,
           want_bias ? grad_bias : no_tensor(x)};
