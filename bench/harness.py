@@ -141,7 +141,7 @@ def peak_memory(build: Callable[[], Call], device: torch.device) -> int | None:
     """
     # The server imports torch once, and every child is forked from it before any thread runs.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["skinfast.ops", "skinfast.training"])
+    context.set_forkserver_preload(["preload"])
     threads = torch.get_num_threads()
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
@@ -156,7 +156,7 @@ def _peak_memory_of_this_process(
     torch.set_num_threads(threads)
     before = _resident("VmRSS")
     call = build()
-    for _ in range(3):  # the first, the recording of a captured step, a replay
+    for _ in range(3):  # an eager step, the recording of a captured one, a replay
         call()
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

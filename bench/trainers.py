@@ -179,13 +179,11 @@ class Update:
             else torch.optim.Adam(self.parameters, fused=True if fused else None)
         )
         self._call()  # makes the optimizer's state
-        if ours and problem.device.type == "cpu":  # recording it is an update, too
+        if ours and problem.device.type == "cpu":
             captured = CapturedStep(
                 self._update, self._grads, self._optimizer, LowPrecisionCopies()
             )
             self._call = partial(captured.replay, *self._grads)
-        else:
-            self._call()
 
     def __call__(self) -> None:
         self._call()

@@ -12,6 +12,8 @@ from torch import Tensor, fx
 
 import skinfast.ops  # noqa: F401  (registers adam_)
 
+# Parameters that are updated together: enough of them to feed all threads, few enough for a cache.
+_UPDATE_BYTES = 2**23
 _ADAM = torch.ops.skinfast.adam_.default
 _CAST = torch.ops.aten._to_copy.default
 _DETACH = torch.ops.aten.detach.default
@@ -53,8 +55,8 @@ class CapturedStep:
     """The ops that a training step ran, in their order, to be run again.
 
     What lies between the ops of an eager step, modules, autograd, the optimizer's bookkeeping,
-    costs more than the ops of a small model and a tenth of ResNet-50's at 32x32. Recording runs the
-    step once, for real. A replay makes the same calls on the same tensors and on new inputs, so its
+    costs more than the ops of a small model and a tenth of ResNet-50's at 32x32. Recording computes
+    nothing. A replay makes the calls of an eager step on the same tensors and on new inputs, so its
     results are the eager ones bit for bit; what the step read from Python stays as it was, shapes
     and numbers included, except for Adam's learning rates.
 
@@ -81,6 +83,7 @@ class CapturedStep:
         self._copied = recording.fold_casts(copies)
         self._groups = recording.lift_learning_rates(optimizer)
         self._updated = recording.updated()
+        recording.split_updates()
         self._function, self._constants = recording.function()
         # Small objects scattered between the large ones just freed would keep those apart, and the
         # next step would take new memory beside them.
@@ -104,8 +107,11 @@ class _Recording:
     def __init__(self, step: Callable[..., None], inputs: Sequence[Tensor]) -> None:
         from torch.fx.experimental.proxy_tensor import make_fx  # slow to import
 
-        # A bound method's `self` would count as one more input.
-        self._module = make_fx(lambda *arguments: step(*arguments))(*inputs)
+        # Fake tensors: nothing is computed. A bound method's `self` would count as one more input.
+        trace = make_fx(
+            lambda *arguments: step(*arguments), tracing_mode="fake", _allow_non_fake_inputs=True
+        )
+        self._module = trace(*inputs)
         self._graph = self._module.graph
         # The range that an optimizer's step opens and closes for the profiler.
         marks = [n for n in self._graph.nodes if str(n.target).startswith("profiler.")]
@@ -135,6 +141,40 @@ class _Recording:
                 if any(p is first for p in group["params"])
             ]
         return groups
+
+    def split_updates(self) -> None:
+        """Update parameters some megabytes at a time, as soon as their gradients are there.
+
+        A gradient is then read while a cache still holds it, and its memory serves the next ones.
+        """
+        for adam in self._adams:
+            nodes = list(self._graph.nodes)
+            places = {node: i for i, node in enumerate(nodes)}
+            last_reads: dict[Any, int] = {}
+            for node in self._graph.find_nodes(op="get_attr"):
+                last = _last_read(node, places, but=adam)
+                last_reads[node.target] = max(last, last_reads.get(node.target, 0))
+            parameters, grads, *_, copies = adam.args
+            # One may change behind its gradient and behind all that reads it or its copy.
+            ready = [
+                max(places[grad], last_reads[parameter.target], last_reads[copy.target])
+                for parameter, grad, copy in zip(parameters, grads, copies, strict=True)
+            ]
+            part: list[int] = []
+            for i in sorted(range(len(parameters)), key=ready.__getitem__):
+                part.append(i)
+                if sum(self._value(parameters[j]).nbytes for j in part) >= _UPDATE_BYTES:
+                    self._update_part(adam, part, nodes[ready[i]])
+                    part = []
+            if part:
+                self._update_part(adam, part, adam)
+            self._graph.erase_node(adam)
+
+    def _update_part(self, adam: fx.Node, part: list[int], behind: fx.Node) -> None:
+        arguments: list[list[fx.Node]] = [list(nodes) for nodes in adam.args]  # type: ignore[arg-type]
+        lists = [[nodes[i] for i in part] if nodes else [] for nodes in arguments]
+        with self._graph.inserting_after(behind):
+            self._graph.call_function(_ADAM, tuple(lists), dict(adam.kwargs))
 
     def function(self) -> tuple[Callable[..., Any], list[Tensor]]:
         """The step as a function, and its last arguments: parameters, buffers and state.
@@ -189,6 +229,19 @@ class _Recording:
             folded.append(value)
         adam.args = (parameters, grads, *adam.args[2:6], written)
         return folded
+
+
+def _last_read(node: fx.Node, places: dict[fx.Node, int], but: fx.Node) -> int:
+    """The last place where the memory of a node's value is read, as itself or as a view of it."""
+    last = 0
+    for user in node.users:
+        if user == but:
+            continue
+        last = max(last, places[user])
+        schema = getattr(user.target, "_schema", None)
+        if schema is not None and any(result.alias_info for result in schema.returns):
+            last = max(last, _last_read(user, places, but))
+    return last
 
 
 def _cast_source(grad: fx.Node) -> fx.Node | None:

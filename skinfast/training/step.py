@@ -55,10 +55,16 @@ class TrainStep:
             return
         captured = self._captured[key, self._state()]
         if captured is None:
-            captured = CapturedStep(self._learn, (images, labels), self.optimizer, self._copies)
-            self._captured[key, self._state()] = captured
-        else:
-            captured.replay(images, labels)
+            captured = self._captured[key, self._state()] = self._record(images, labels)
+        captured.replay(images, labels)
+
+    def _record(self, images: Tensor, labels: Tensor) -> CapturedStep:
+        # What only concerns buffers, such as batch norm's count of batches, is computed meanwhile.
+        before = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        captured = CapturedStep(self._learn, (images, labels), self.optimizer, self._copies)
+        for buffer, value in before:
+            buffer.copy_(value)
+        return captured
 
     def _state(self) -> int:
         """Another number when the optimizer has made or loaded another state."""
