@@ -19,12 +19,22 @@ def add(commands: Subparsers) -> None:
     command.add_argument("directory", metavar="RUN", help="the folder of a finished run")
     command.add_argument("--data", help="another data folder (default: the one of the run)")
     command.add_argument("--device", help="another device (default: the one of the run)")
+    command.add_argument(
+        "--test-time-augmentation",
+        action="store_true",
+        help="take the mean probability over the 8 mirrored and turned views of an image",
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
     from skinfast.evaluation import evaluate_run
 
-    metrics, _, _ = evaluate_run(options.directory, data=options.data, device=options.device)
+    metrics, _, _ = evaluate_run(
+        options.directory,
+        data=options.data,
+        device=options.device,
+        test_time_augmentation=options.test_time_augmentation or None,
+    )
     if options.json:
         print(json.dumps(metrics, indent=2))
     else:

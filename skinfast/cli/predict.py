@@ -19,13 +19,23 @@ def add(commands: Subparsers) -> None:
     command.add_argument("directory", metavar="RUN", help="the folder of a finished run")
     command.add_argument("images", metavar="IMAGE", nargs="+", help="JPEG or PNG files")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    command.add_argument(
+        "--test-time-augmentation",
+        action="store_true",
+        help="take the mean probability over the 8 mirrored and turned views of an image",
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
     from skinfast.data import CLASS_NAMES
     from skinfast.evaluation import predict
 
-    predictions = predict(options.directory, options.images, options.device)
+    predictions = predict(
+        options.directory,
+        options.images,
+        options.device,
+        test_time_augmentation=options.test_time_augmentation,
+    )
     if options.json:
         print(json.dumps(predictions, indent=2))
         return 0

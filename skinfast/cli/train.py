@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 
+from skinfast.cli.settings import add_settings, given_settings
 from skinfast.cli.shared import Subparsers, add_command, note, note_epoch, print_metrics
 
 
 def add(commands: Subparsers) -> None:
-    from skinfast.training.config import TrainConfig, option
-
     command = add_command(
         commands,
         "train",
@@ -21,26 +19,7 @@ def add(commands: Subparsers) -> None:
     )
     command.add_argument("--output", required=True, metavar="DIR", help="the run folder to make")
     command.add_argument("--resume", action="store_true", help="go on with the run in --output")
-    for setting in dataclasses.fields(TrainConfig):
-        choices, help = setting.metadata["choices"], setting.metadata["help"]
-        # No defaults here: TrainConfig holds them, and --resume must know what was given.
-        if setting.type == "bool":
-            command.add_argument(
-                option(setting.name),
-                action="store_true",
-                default=argparse.SUPPRESS,
-                help=help,
-            )
-            continue
-        kind = {"int": int, "float": float, "str": str}[str(setting.type)]
-        command.add_argument(
-            option(setting.name),
-            type=kind,
-            choices=choices,
-            default=argparse.SUPPRESS,
-            metavar=None if choices else setting.name.upper(),
-            help=f"{help} (default: {setting.default})",
-        )
+    add_settings(command)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -49,12 +28,11 @@ def _run(options: argparse.Namespace) -> int:
     from skinfast.training import TrainConfig, prepare, train
     from skinfast.training.run_folder import RunFolder
 
-    names = {setting.name for setting in dataclasses.fields(TrainConfig)}
-    given = {name: value for name, value in vars(options).items() if name in names}
     if options.resume:
-        config = TrainConfig.load(RunFolder(options.output).config_file).continued_by(given)
+        config = TrainConfig.load(RunFolder(options.output).config_file)
+        config = config.continued_by(given_settings(options, config.model))
     else:
-        config = TrainConfig(**given)
+        config = TrainConfig(**given_settings(options))
         RunFolder(options.output).check_new()
     problem = prepare(config)
     note(

@@ -19,6 +19,7 @@ from skinfast.data.splits import Split
 from skinfast.environment import environment
 from skinfast.errors import SkinfastError
 from skinfast.evaluation.metrics import classification_metrics
+from skinfast.evaluation.test_time_augmentation import MeanOverViews
 from skinfast.files import atomic_path, atomic_write_text
 from skinfast.training.config import TrainConfig
 from skinfast.training.model_file import load_model
@@ -38,6 +39,7 @@ def evaluate_run(
     data: str | None = None,
     device: str | None = None,
     problem: Problem | None = None,
+    test_time_augmentation: bool | None = None,
 ) -> tuple[dict[str, Any], Problem, torch.Tensor]:
     """Apply a run's model to its test images, or to other data.
 
@@ -49,6 +51,8 @@ def evaluate_run(
         data: another data folder; None means the one of the run.
         device: another device; None means the one of the run.
         problem: the run's own prepared data, where the caller has it.
+        test_time_augmentation: mean over the eight views of each image; None means as the run's
+            settings say.
 
     Returns:
         The metrics of ``classification_metrics``, the data, and the probabilities, float32
@@ -67,6 +71,8 @@ def evaluate_run(
     if data is not None:
         problem = dataclasses.replace(problem, split=_test_images(run, problem))
     problem = dataclasses.replace(problem, mean=description.mean, std=description.std)
+    if config.test_time_augmentation if test_time_augmentation is None else test_time_augmentation:
+        model = MeanOverViews(model)
     logits = logits_of(model, problem.test_batches(), problem.device, config.precision)
     probabilities = torch.softmax(logits, 1).cpu()
     labels = problem.dataset.labels[problem.split.test]
@@ -123,8 +129,16 @@ def predict(
     directory: str | os.PathLike[str],
     images: Sequence[str | os.PathLike[str]],
     device: str = "auto",
+    *,
+    test_time_augmentation: bool = False,
 ) -> list[dict[str, Any]]:
     """Classify image files with a trained run.
+
+    Args:
+        directory: the run folder.
+        images: the files.
+        device: auto, cpu, cuda or cuda:N.
+        test_time_augmentation: mean over the eight views of each image.
 
     Returns:
         For each image ``{"image", "class", "probability", "probabilities": {class: p}}``.
@@ -147,6 +161,8 @@ def predict(
         std=description.std,
         shuffle=False,
     )
+    if test_time_augmentation:
+        model = MeanOverViews(model)
     probabilities = torch.softmax(logits_of(model, batches, chosen, "float32"), 1)
     predictions = []
     for image, row in zip(images, probabilities.tolist(), strict=True):
