@@ -12,11 +12,31 @@ import sys
 from collections.abc import Sequence
 
 import skinfast
-from skinfast.cli import bench, evaluate, info, predict, selfcheck, train
+from skinfast.cli import (
+    bench,
+    cross_validate,
+    evaluate,
+    imbalance,
+    info,
+    predict,
+    reproduce,
+    selfcheck,
+    train,
+)
 from skinfast.errors import SkinfastError
 
 #: In the order of ``skinfast --help``; each offers ``add``.
-_COMMANDS = (train, evaluate, predict, bench, selfcheck, info)
+_COMMANDS = (
+    train,
+    evaluate,
+    predict,
+    reproduce,
+    cross_validate,
+    imbalance,
+    bench,
+    selfcheck,
+    info,
+)
 
 _MENDS = {
     errno.ENOSPC: "; free space on that disk and try again",
@@ -46,7 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _complain("out of memory; lower --batch-size or --image-size", 2)
     except KeyboardInterrupt:
-        return _complain("interrupted; a run that has finished an epoch goes on with --resume", 130)
+        return _complain(
+            "interrupted; a run that has finished an epoch goes on with --resume, an experiment "
+            "with the same command again",
+            130,
+        )
 
 
 def _complain(message: str, code: int) -> int:

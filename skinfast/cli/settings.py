@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from skinfast.training.config import TrainConfig
 
 
 def add_settings(command: Any, leave_out: Collection[str] = ()) -> None:
@@ -58,3 +61,38 @@ def given_settings(options: argparse.Namespace, model: str | None = None) -> dic
     if not options.preset:
         return given
     return {**preset(options.preset, given.get("model", model or TrainConfig.model)), **given}
+
+
+def add_models(command: Any) -> None:
+    """Add ``--model`` for one or several models; all three by default."""
+    from skinfast.models import MODELS
+
+    command.add_argument(
+        "--model",
+        dest="models",
+        nargs="+",
+        choices=tuple(MODELS),
+        default=tuple(MODELS),
+        help="which models (default: all three)",
+    )
+
+
+def configs_of(
+    options: argparse.Namespace,
+    defaults: Mapping[str, Any],
+    fixed: Mapping[str, Any] | None = None,
+) -> dict[str, TrainConfig]:
+    """A configuration for each of ``--model``: defaults, then preset, then what was given.
+
+    Args:
+        defaults: of the command, where they are not those of ``TrainConfig``.
+        fixed: what the command sets itself, whatever a preset says.
+    """
+    from skinfast.training.config import TrainConfig
+
+    return {
+        model: TrainConfig(
+            **{**defaults, **given_settings(options, model), **(fixed or {}), "model": model}
+        )
+        for model in dict.fromkeys(options.models)
+    }

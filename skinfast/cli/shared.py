@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
+from pathlib import Path
 from typing import Any
 
 #: What ``argparse`` returns from ``add_subparsers``; it has no public type.
@@ -53,3 +56,11 @@ def print_metrics(result: dict[str, Any]) -> None:
         f"F1 weighted {result['f1_weighted']:.4f}, macro {result['f1_macro']:.4f}; precision macro "
         f"{result['precision_macro']:.4f}; AUC macro {auc}"
     )
+
+
+def print_outputs(options: argparse.Namespace, name: str, content: dict[str, Any]) -> None:
+    """Print an experiment's content as JSON, or the Markdown that it wrote."""
+    if options.json:
+        print(json.dumps(content, indent=2))
+    else:
+        print((Path(options.output) / f"{name}.md").read_text(encoding="utf-8"), end="")

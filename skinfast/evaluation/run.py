@@ -105,17 +105,21 @@ def write_result(
             "num_train": len(problem.train_indices),
             "num_test": len(test),
             "skipped": [list(entry) for entry in dataset.skipped],
+            "class_counts": dataset.class_counts(),
             "class_counts_train": _class_counts(problem, problem.train_indices),
             "class_counts_test": _class_counts(problem, test),
         },
         "environment": environment(problem.device),
     }
     labels = dataset.labels[test].numpy()
+    # Where lesions are not known every image counts as one of its own.
+    lesion_ids = dataset.lesion_ids or dataset.image_ids
     sample_index = _sample_index(labels)
     with atomic_path(run.directory / "predictions.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             image_ids=np.array([dataset.image_ids[i] for i in test]),
+            lesion_ids=np.array([lesion_ids[i] for i in test]),
             labels=labels,
             probabilities=probabilities.numpy(),
             sample_index=sample_index,

@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from skinfast.data import CLASSES, DeviceBatches, class_weights
-from skinfast.errors import SkinfastError
+from skinfast.errors import DivergedError
 from skinfast.models import build_model
 from skinfast.optim import Adam
 from skinfast.training.augmentation import Augmentation
@@ -49,8 +49,8 @@ def train(
         on_epoch: called with each finished epoch's line of metrics.jsonl.
 
     Raises:
-        SkinfastError: a setting, the data or the run folder cannot be used; or the loss stopped
-            being finite.
+        SkinfastError: a setting, the data or the run folder cannot be used.
+        DivergedError: the loss stopped being finite.
         OSError: the run folder cannot be written.
     """
     problem = problem or prepare(config)
@@ -145,7 +145,7 @@ def train(
             on_epoch(epochs[-1])
         # The test loss tells of the last update too, which no training loss has seen yet.
         if not math.isfinite(train_loss) or not math.isfinite(test_loss):
-            raise SkinfastError(
+            raise DivergedError(
                 f"the loss is not finite after epoch {epoch}; lower --lr (it is {config.lr})"
             )
         run.save_checkpoint(
