@@ -347,7 +347,20 @@ def test_interrupt_names_resume(monkeypatch, capsys, tmp_path):
 # --- the rest -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "bench", "info", "selfcheck"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train",
+        "evaluate",
+        "predict",
+        "reproduce",
+        "cross-validate",
+        "imbalance",
+        "bench",
+        "info",
+        "selfcheck",
+    ],
+)
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as exit:
         run(command, "--help")

@@ -27,6 +27,8 @@ NOTES = (
     "The paper says neither its batch size (here 64) nor the epochs of its logistic regression "
     "(here 20), how images are scaled (here Lanczos) or weights initialised (here as PyTorch "
     "does, in ResNet-50 as He et al.). Its g = 0.99 is taken for Adam's second decay rate.",
+    "The intervals tell of the choice of lesions. How far trainings differ from seed to seed "
+    "stands in reproduction.json.",
     "A split by image has photographs of one lesion on both sides, so its test figures flatter. "
     "A split by lesion has not.",
 )
@@ -149,7 +151,7 @@ def _lede(content: dict[str, Any]) -> str:
             if seeds == 1
             else f"the mean of {seeds} trainings with seeds of their own"
         )
-        + f"; in brackets the 95% interval of {content['replicates']:,} bootstrap draws of lesions."
+        + f", with the 95% interval of {content['replicates']:,} bootstrap draws of lesions."
     )
     if content["quick"]:
         text += (

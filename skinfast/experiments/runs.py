@@ -11,8 +11,11 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from skinfast.errors import DivergedError, SkinfastError
 from skinfast.evaluation import write_result
 from skinfast.evaluation.bootstrap import Answers
 from skinfast.report import write_report
-from skinfast.training import TrainConfig, train
+from skinfast.training import TrainConfig, prepare, train
 from skinfast.training.config import option
 from skinfast.training.run_folder import RunFolder
 
@@ -156,23 +159,35 @@ def _carry_out(
     context = multiprocessing.get_context("spawn")
     jobs = min(jobs, len(runs))
     threads = max(1, torch.get_num_threads() // jobs)
-    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(jobs, context, _begin_worker, (threads,)) as pool:
         futures = {pool.submit(_finish, run.config, folders[run.name]): run for run in runs}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise SkinfastError(
+                "a training process was killed, most likely for want of memory; give fewer --jobs, "
+                "what has finished is kept"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    # Ctrl-C reaches every process of a terminal; one line from the first of them is enough.
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
 
 
 def _finish(config: TrainConfig, folder: Path) -> str | None:
     """Train to the end, evaluate and report; the reason where the run diverged."""
     run = RunFolder(folder)
     try:
-        train(config, folder, resume=run.config_file.is_file())
+        problem = prepare(config)
+        train(config, folder, resume=run.config_file.is_file(), problem=problem)
     except DivergedError as error:
         return str(error)
-    write_result(folder)
+    write_result(folder, problem)
     write_report(folder)
     # A finished run needs no checkpoint, which for ResNet-50 is 280 MB.
     shutil.rmtree(run.checkpoint_file.parent, ignore_errors=True)

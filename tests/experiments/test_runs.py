@@ -1,6 +1,7 @@
 """The engine: every run once, stopped ones go on, other ones are refused, diverged ones named."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -114,6 +115,16 @@ def test_diverged_run_is_named_and_the_others_go_on(config, tmp_path, monkeypatc
     outcomes = run_all(named(config), tmp_path)
     assert list(outcomes.finished) == ["group/seed-1"]
     assert outcomes.diverged == {"group/seed-0": "the loss is not finite after epoch 1; lower --lr"}
+
+
+def test_killed_process_is_explained(config, tmp_path, monkeypatch):
+    class Dying(runs.ProcessPoolExecutor):
+        def submit(self, *_):
+            return super().submit(os._exit, 9)
+
+    monkeypatch.setattr(runs, "ProcessPoolExecutor", Dying)
+    with pytest.raises(SkinfastError, match="was killed, most likely for want of memory; give few"):
+        run_all(named(config), tmp_path, jobs=2)
 
 
 @pytest.mark.parametrize("name", ["result.json", "predictions.npz"])
