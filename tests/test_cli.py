@@ -159,6 +159,13 @@ def test_preset_fills_in_what_was_not_given(tmp_path, small_data, capsys):
     assert config["epochs"] == 2 and config["rotate"] is False and config["augment"] is True
     assert run("train", "--preset", "best", "--epochs", 2, "--no-rotate", "--output", output,
                "--resume") == 0  # fmt: skip
+    result = json.loads((output / "result.json").read_text())
+    scores = [
+        json.loads(line)["validation_balanced_accuracy"]
+        for line in (output / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert result["epochs"] == 2 and result["kept_epoch"] == 1 + scores.index(max(scores))
+    assert f"validation balanced accuracy {scores[1]:.4f}, " in capsys.readouterr().err
 
 
 def test_resume_goes_on_with_more_epochs(trained, capsys):

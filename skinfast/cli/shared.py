@@ -32,10 +32,12 @@ def note(line: str) -> None:
 
 def note_epoch(epoch: dict[str, Any]) -> None:
     """Tell of a finished epoch, a line of metrics.jsonl."""
+    score = epoch.get("validation_balanced_accuracy")
+    validation = "" if score is None else f"validation balanced accuracy {score:.4f}, "
     note(
         f"epoch {epoch['epoch']}: train loss {epoch['train_loss']:.4f} "
         f"accuracy {epoch['train_accuracy']:.4f}, test loss {epoch['test_loss']:.4f} "
-        f"accuracy {epoch['test_accuracy']:.4f}, {epoch['seconds']:.1f} s, "
+        f"accuracy {epoch['test_accuracy']:.4f}, {validation}{epoch['seconds']:.1f} s, "
         f"{epoch['images_per_second']:.0f} images/s"
     )
 

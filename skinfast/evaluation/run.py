@@ -98,6 +98,7 @@ def write_result(
     result = {
         **metrics,
         "epochs": epochs[-1]["epoch"],
+        "kept_epoch": _kept_epoch(epochs),
         "train_seconds": sum(epoch["seconds"] for epoch in epochs),
         "data": {
             "source": _source(problem),
@@ -200,6 +201,14 @@ def _test_images(run: RunFolder, problem: Problem) -> Split:
     else:
         test = np.arange(len(names))
     return Split(np.setdiff1d(np.arange(len(names)), test), test)
+
+
+def _kept_epoch(epochs: Sequence[dict[str, Any]]) -> int:
+    """The epoch whose weights the model has: the best in validation, else the last."""
+    score = "validation_balanced_accuracy"
+    if score not in epochs[-1]:
+        return epochs[-1]["epoch"]
+    return max(epochs, key=lambda epoch: epoch[score])["epoch"]  # the first of equals, as training
 
 
 def _source(problem: Problem) -> str:

@@ -319,3 +319,39 @@ def test_preset_that_is_not_there():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(SkinfastError, match=message):
         TrainConfig(**settings)
+
+
+# --- every setting reaches the training -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "instead_of"),
+    [
+        ({"augment": True}, {}),
+        ({"rotate": True}, {}),
+        ({"color_jitter": 0.2}, {}),
+        ({"label_smoothing": 0.1}, {}),
+        ({"loss": "focal"}, {}),
+        ({"loss": "focal", "focal_gamma": 1.0}, {"loss": "focal"}),
+        ({"class_weights": True}, {}),
+        ({"loss": "focal", "class_weights": True}, {"loss": "focal"}),
+        ({"balanced_batches": True}, {}),
+        ({"weight_decay": 0.5}, {}),
+        ({"weight_decay": 0.5, "decoupled_weight_decay": True}, {"weight_decay": 0.5}),
+        ({"lr_schedule": "one-cycle"}, {"lr_schedule": "cosine"}),
+        ({"warmup_epochs": 1.0}, {}),
+        ({"validation_fraction": 0.2}, {}),
+        ({"split": "lesion", "fold": 1}, {"split": "lesion"}),
+        ({"split": "lesion", "folds": 4}, {"split": "lesion"}),
+    ],
+    ids=lambda settings: "-".join(settings) or "plain",
+)
+def test_setting_changes_the_training(config, tmp_path, settings, instead_of):
+    config = dataclasses.replace(config, epochs=2, lr=0.01, model="logistic-regression")
+    losses = [
+        train(dataclasses.replace(config, **changes), tmp_path / name).read_metrics(2)[1][
+            "train_loss"
+        ]
+        for name, changes in (("one", settings), ("other", instead_of))
+    ]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-6)
