@@ -48,6 +48,12 @@ class Cell(NamedTuple):
     image_size: int
     model: str
 
+    @property
+    def name(self) -> str:
+        """Of the folder of its runs."""
+        side = self.image_size
+        return f"{self.preset}/split-by-{self.split}/{side}x{side}/{self.model}"
+
 
 def reproduce(
     data: str,
@@ -91,15 +97,16 @@ def reproduce(
         raise SkinfastError(f"--seeds is {seeds}; it needs to be at least 1")
     if quick:
         seeds, presets = 1, ("paper",)
+    # As in the paper, whatever the order of the options.
+    models = [model for model in _BY_WORK if model in models]
+    image_sizes = sorted(set(image_sizes), reverse=True)
+    cells = [Cell._make(c) for c in itertools.product(presets, SPLITS, image_sizes, models)]
     runs = {
-        Cell(*cell): [
-            NamedRun(
-                f"{cell[0]}/split-by-{cell[1]}/{cell[2]}x{cell[2]}/{cell[3]}/seed-{seed}",
-                _config(Cell(*cell), data, seed, quick, settings or {}),
-            )
+        cell: [
+            NamedRun(f"{cell.name}/seed-{seed}", _config(cell, data, seed, quick, settings or {}))
             for seed in range(seeds)
         ]
-        for cell in itertools.product(presets, SPLITS, image_sizes, models)
+        for cell in cells
     }
     # The quickest first: there is soon something to look at, and mistakes show early.
     order = sorted(runs, key=lambda cell: (_BY_WORK.index(cell.model), cell.image_size))
@@ -114,17 +121,18 @@ def reproduce(
         name, reason = next(iter(outcomes.diverged.items()))
         raise SkinfastError(f"no run could be used; {name}: {reason}")
 
-    groups = {str(i): [o.answers for o in finished[cell]] for i, cell in enumerate(runs)}
-    measured, drawn = estimates({k: v for k, v in groups.items() if v}, replicates=replicates)
-    keys = {cell: str(i) for i, cell in enumerate(runs)}
     first = next(group[0] for group in finished.values() if group).result
+    measured, drawn = estimates(
+        {cell.name: [o.answers for o in group] for cell, group in finished.items() if group},
+        replicates=replicates,
+    )
     content = {
         "data": first["data"]["source"],
         "quick": quick,
         "seeds": seeds,
         "replicates": replicates,
         "class_counts": first["data"]["class_counts"],
-        "cells": [_cell(cell, seeds, finished[cell], measured.get(keys[cell])) for cell in runs],
+        "cells": [_cell(cell, seeds, finished[cell], measured.get(cell.name)) for cell in runs],
         "majority": [{"split": split, "metrics": _majority(finished, split)} for split in SPLITS],
         "leak": [
             {
@@ -137,7 +145,7 @@ def reproduce(
             }
             for cell in runs
             if cell.split == "image"
-            for one, other in [(keys[cell], keys[cell._replace(split="lesion")])]
+            for one, other in [(cell.name, cell._replace(split="lesion").name)]
             if one in measured and other in measured
         ],
         "environment": first["environment"],
@@ -197,6 +205,8 @@ def _majority(finished: Mapping[Cell, Sequence[Outcome]], split: str) -> dict[st
     """What always answering the commonest class scores on the test sets of a split."""
     # The test sets are equal for all cells of a split; one that has all its seeds serves.
     cell = max((c for c in finished if c.split == split), key=lambda c: len(finished[c]))
+    if not finished[cell]:
+        return dict.fromkeys(METRICS)
     return measure([_always_the_commonest(outcome.answers) for outcome in finished[cell]])
 
 

@@ -1,5 +1,6 @@
 """The reproduction: every cell measured, the paper beside ours, the leak as a difference, pages."""
 
+import dataclasses
 import json
 import re
 
@@ -29,7 +30,7 @@ def short(monkeypatch):
 
 def small(paired_data, output, **changes):
     arguments = {
-        "models": ("logistic-regression", "cnn"),
+        "models": ("cnn", "logistic-regression"),
         "image_sizes": (32,),
         "seeds": 2,
         "replicates": 30,
@@ -151,6 +152,17 @@ def test_diverged_runs_are_shown_and_the_rest_is_there(
                "--preset", "paper", "--image-size", "32", "--model", "cnn", "logistic-regression",
                "--device", "cpu"]  # fmt: skip
     assert cli.main(command) == 1
+    monkeypatch.setattr(
+        runs,
+        "train",
+        lambda config, output, **options: diverging(
+            config if config.split == "image" else dataclasses.replace(config, seed=1),
+            output,
+            **options,
+        ),
+    )
+    content = small(paired_data, tmp_path / "lesion", presets=("paper",))
+    assert [cell["diverged"] for cell in content["cells"]] == [0, 2, 2, 2] and not content["leak"]
     with pytest.raises(SkinfastError, match="no run could be used; paper/split-by-image/32x32/cnn"):
         small(paired_data, tmp_path / "other", models=("cnn",))
 
