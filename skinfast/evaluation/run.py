@@ -19,6 +19,7 @@ from skinfast.data.splits import Split
 from skinfast.environment import environment
 from skinfast.errors import SkinfastError
 from skinfast.evaluation.metrics import classification_metrics
+from skinfast.evaluation.test_time_augmentation import MeanOverViews
 from skinfast.files import atomic_path, atomic_write_text
 from skinfast.training.config import TrainConfig
 from skinfast.training.model_file import load_model
@@ -38,6 +39,7 @@ def evaluate_run(
     data: str | None = None,
     device: str | None = None,
     problem: Problem | None = None,
+    test_time_augmentation: bool | None = None,
 ) -> tuple[dict[str, Any], Problem, torch.Tensor]:
     """Apply a run's model to its test images, or to other data.
 
@@ -49,6 +51,8 @@ def evaluate_run(
         data: another data folder; None means the one of the run.
         device: another device; None means the one of the run.
         problem: the run's own prepared data, where the caller has it.
+        test_time_augmentation: mean over the eight views of each image; None means as the run's
+            settings say.
 
     Returns:
         The metrics of ``classification_metrics``, the data, and the probabilities, float32
@@ -67,6 +71,8 @@ def evaluate_run(
     if data is not None:
         problem = dataclasses.replace(problem, split=_test_images(run, problem))
     problem = dataclasses.replace(problem, mean=description.mean, std=description.std)
+    if config.test_time_augmentation if test_time_augmentation is None else test_time_augmentation:
+        model = MeanOverViews(model)
     logits = logits_of(model, problem.test_batches(), problem.device, config.precision)
     probabilities = torch.softmax(logits, 1).cpu()
     labels = problem.dataset.labels[problem.split.test]
@@ -92,6 +98,7 @@ def write_result(
     result = {
         **metrics,
         "epochs": epochs[-1]["epoch"],
+        "kept_epoch": _kept_epoch(epochs),
         "train_seconds": sum(epoch["seconds"] for epoch in epochs),
         "data": {
             "source": _source(problem),
@@ -99,17 +106,21 @@ def write_result(
             "num_train": len(problem.train_indices),
             "num_test": len(test),
             "skipped": [list(entry) for entry in dataset.skipped],
+            "class_counts": dataset.class_counts(),
             "class_counts_train": _class_counts(problem, problem.train_indices),
             "class_counts_test": _class_counts(problem, test),
         },
         "environment": environment(problem.device),
     }
     labels = dataset.labels[test].numpy()
+    # Where lesions are not known every image counts as one of its own.
+    lesion_ids = dataset.lesion_ids or dataset.image_ids
     sample_index = _sample_index(labels)
     with atomic_path(run.directory / "predictions.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             image_ids=np.array([dataset.image_ids[i] for i in test]),
+            lesion_ids=np.array([lesion_ids[i] for i in test]),
             labels=labels,
             probabilities=probabilities.numpy(),
             sample_index=sample_index,
@@ -123,8 +134,16 @@ def predict(
     directory: str | os.PathLike[str],
     images: Sequence[str | os.PathLike[str]],
     device: str = "auto",
+    *,
+    test_time_augmentation: bool = False,
 ) -> list[dict[str, Any]]:
     """Classify image files with a trained run.
+
+    Args:
+        directory: the run folder.
+        images: the files.
+        device: auto, cpu, cuda or cuda:N.
+        test_time_augmentation: mean over the eight views of each image.
 
     Returns:
         For each image ``{"image", "class", "probability", "probabilities": {class: p}}``.
@@ -147,6 +166,8 @@ def predict(
         std=description.std,
         shuffle=False,
     )
+    if test_time_augmentation:
+        model = MeanOverViews(model)
     probabilities = torch.softmax(logits_of(model, batches, chosen, "float32"), 1)
     predictions = []
     for image, row in zip(images, probabilities.tolist(), strict=True):
@@ -180,6 +201,14 @@ def _test_images(run: RunFolder, problem: Problem) -> Split:
     else:
         test = np.arange(len(names))
     return Split(np.setdiff1d(np.arange(len(names)), test), test)
+
+
+def _kept_epoch(epochs: Sequence[dict[str, Any]]) -> int:
+    """The epoch whose weights the model has: the best in validation, else the last."""
+    score = "validation_balanced_accuracy"
+    if score not in epochs[-1]:
+        return epochs[-1]["epoch"]
+    return max(epochs, key=lambda epoch: epoch[score])["epoch"]  # the first of equals, as training
 
 
 def _source(problem: Problem) -> str:
