@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import skinfast
+from skinfast.commands import calibrate
 from skinfast.errors import SkinfastError
 
 _Subparsers = Any
@@ -58,7 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"skinfast {skinfast.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_train, _add_evaluate, _add_predict, _add_bench, _add_selfcheck, _add_info):
+    for add in (_add_train, _add_evaluate, _add_predict):
+        add(commands)
+    calibrate.add(commands)
+    for add in (_add_bench, _add_selfcheck, _add_info):
         add(commands)
     return parser
 
@@ -171,6 +175,8 @@ def _print_metrics(result: dict[str, Any]) -> None:
         f"F1 weighted {result['f1_weighted']:.4f}, macro {result['f1_macro']:.4f}; precision macro "
         f"{result['precision_macro']:.4f}; AUC macro {auc}"
     )
+    for line in calibrate.calibration_lines(result):
+        print(line)
 
 
 # --- evaluate, predict ----------------------------------------------------------------------------
@@ -227,6 +233,7 @@ def _predict(options: argparse.Namespace) -> int:
             f"{prediction['image']}: {name} ({CLASS_NAMES.get(name, name)}), "
             f"probability {prediction['probability']:.3f}"
         )
+    _note(calibrate.note_on_probabilities(options.directory, predictions[0]["temperature"]))
     return 0
 
 

@@ -315,7 +315,9 @@ def test_interrupt_names_resume(monkeypatch, capsys, tmp_path):
 # --- the rest -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "bench", "info", "selfcheck"])
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "predict", "calibrate", "bench", "info", "selfcheck"]
+)
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as exit:
         run(command, "--help")

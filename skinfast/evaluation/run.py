@@ -18,7 +18,9 @@ from skinfast.data.decoding import BadImageError, decode_image
 from skinfast.data.splits import Split
 from skinfast.environment import environment
 from skinfast.errors import SkinfastError
+from skinfast.evaluation.calibration import calibration_figures, with_temperature
 from skinfast.evaluation.metrics import classification_metrics
+from skinfast.evaluation.temperature import read_calibration, read_temperature
 from skinfast.files import atomic_path, atomic_write_text
 from skinfast.training.config import TrainConfig
 from skinfast.training.model_file import load_model
@@ -52,7 +54,10 @@ def evaluate_run(
 
     Returns:
         The metrics of ``classification_metrics``, the data, and the probabilities, float32
-        ``[N, C]`` in the order of ``split.test``.
+        ``[N, C]`` in the order of ``split.test``. The metrics have ``calibration`` as well (see
+        ``calibration_figures``) and, where the run has a temperature, ``temperature`` and
+        ``calibrated``: the same figures with it, without the images that it was fitted on. The
+        probabilities are the model's own.
 
     Raises:
         SkinfastError: the run folder or the data cannot be used.
@@ -70,7 +75,34 @@ def evaluate_run(
     logits = logits_of(model, problem.test_batches(), problem.device, config.precision)
     probabilities = torch.softmax(logits, 1).cpu()
     labels = problem.dataset.labels[problem.split.test]
-    return classification_metrics(labels, probabilities, CLASSES), problem, probabilities
+    metrics = classification_metrics(labels, probabilities, CLASSES)
+    metrics |= _calibration(run, problem, labels.numpy(), probabilities.numpy())
+    return metrics, problem, probabilities
+
+
+def _calibration(
+    run: RunFolder, problem: Problem, labels: np.ndarray, probabilities: np.ndarray
+) -> dict[str, Any]:
+    """How far the probabilities can be believed, as they are and with the run's temperature."""
+    dataset, test, seed = problem.dataset, problem.split.test, problem.config.seed
+    groups = np.arange(len(dataset)) if dataset.lesion_ids is None else dataset.groups()
+    groups = groups[test]
+    figures = calibration_figures(labels, probabilities, CLASSES, groups=groups, seed=seed)
+    fitted = read_calibration(run.directory)
+    if fitted is None:
+        return {"calibration": figures}
+    names = np.array(dataset.image_ids)[test]
+    fresh = ~np.isin(names, fitted["fitted_image_ids"])
+    if not fresh.any():
+        return {"calibration": figures}
+    scaled = with_temperature(probabilities[fresh], fitted["temperature"])
+    return {
+        "calibration": figures,
+        "temperature": fitted["temperature"],
+        "calibrated": calibration_figures(
+            labels[fresh], scaled, CLASSES, groups=groups[fresh], seed=seed
+        ),
+    }
 
 
 def write_result(
@@ -127,7 +159,9 @@ def predict(
     """Classify image files with a trained run.
 
     Returns:
-        For each image ``{"image", "class", "probability", "probabilities": {class: p}}``.
+        For each image ``{"image", "class", "probability", "probabilities": {class: p},
+        "temperature"}``. The probabilities are calibrated where the run has a temperature (see
+        ``calibrate_run``); where it has none, ``"temperature"`` is None and they are the model's.
 
     Raises:
         SkinfastError: the run folder or an image cannot be used.
@@ -147,7 +181,10 @@ def predict(
         std=description.std,
         shuffle=False,
     )
-    probabilities = torch.softmax(logits_of(model, batches, chosen, "float32"), 1)
+    probabilities = torch.softmax(logits_of(model, batches, chosen, "float32"), 1).cpu().numpy()
+    temperature = read_temperature(directory)
+    if temperature is not None:
+        probabilities = with_temperature(probabilities, temperature)
     predictions = []
     for image, row in zip(images, probabilities.tolist(), strict=True):
         by_class = dict(zip(description.classes, row, strict=True))
@@ -158,6 +195,7 @@ def predict(
                 "class": best,
                 "probability": by_class[best],
                 "probabilities": by_class,
+                "temperature": temperature,
             }
         )
     return predictions
