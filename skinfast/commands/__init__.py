@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from skinfast.errors import SkinfastError
 
 
 def add_command(commands: Any, name: str, run: Any, help: str, example: str) -> Any:
@@ -10,3 +13,13 @@ def add_command(commands: Any, name: str, run: Any, help: str, example: str) -> 
     from skinfast.cli import _add  # cli.py imports the commands
 
     return _add(commands, name, run, help, example)
+
+
+def check_output(directory: str | None) -> None:
+    """Refuse an ``--output`` that cannot be a folder, before hours are spent.
+
+    Raises:
+        SkinfastError: it is a file.
+    """
+    if directory is not None and Path(directory).is_file():
+        raise SkinfastError(f"{directory} is a file; choose another --output")
