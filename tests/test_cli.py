@@ -316,7 +316,18 @@ def test_interrupt_names_resume(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "predict", "calibrate", "audit", "bench", "info", "selfcheck"]
+    "command",
+    [
+        "train",
+        "evaluate",
+        "predict",
+        "calibrate",
+        "audit",
+        "gradient-flow",
+        "bench",
+        "info",
+        "selfcheck",
+    ],
 )
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as exit:
