@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import skinfast
-from skinfast.commands import audit, calibrate, gradient_flow
+from skinfast.commands import audit, calibrate, explain, gradient_flow
 from skinfast.errors import SkinfastError
 
 _Subparsers = Any
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_train, _add_evaluate, _add_predict):
         add(commands)
-    for command in (calibrate, audit, gradient_flow):
+    for command in (calibrate, explain, audit, gradient_flow):
         command.add(commands)
     for add in (_add_bench, _add_selfcheck, _add_info):
         add(commands)

@@ -118,9 +118,10 @@ def risk_coverage(
 
     Returns:
         Rows of ``coverage``, ``threshold`` (the least confidence answered), ``accuracy`` and
-        ``balanced_accuracy`` of the answers, and ``answered``, the share of each class's images
-        that gets an answer (None for a class without images). Accuracy that rises while the share
-        of melanomas falls is no gain: hence the last two.
+        ``balanced_accuracy`` of the answers (None where a class that has images gets no answer at
+        all: the mean over those left would flatter), and ``answered``, the share of each class's
+        images that gets an answer (None for a class without images). Accuracy that rises while
+        the share of melanomas falls is no gain: hence the last two.
 
     Source: El-Yaniv and Wiener, "On the Foundations of Noise-free Selective Classification",
     Journal of Machine Learning Research 11 (2010).
@@ -132,21 +133,18 @@ def risk_coverage(
     rows = []
     for coverage in _COVERAGES:
         kept = order[: max(1, round(coverage * len(y)))]
-        present = np.unique(y[kept])
+        answered = [
+            float(np.isin(np.flatnonzero(y == c), kept).mean()) if (y == c).any() else None
+            for c in range(len(class_names))
+        ]
+        recalls = [right[kept][y[kept] == c].mean() for c in np.unique(y[kept])]
         rows.append(
             {
                 "coverage": coverage,
                 "threshold": float(confidence[kept].min()),
                 "accuracy": float(right[kept].mean()),
-                "balanced_accuracy": float(
-                    np.mean([right[kept][y[kept] == c].mean() for c in present])
-                ),
-                "answered": {
-                    name: float(np.isin(np.flatnonzero(y == c), kept).mean())
-                    if (y == c).any()
-                    else None
-                    for c, name in enumerate(class_names)
-                },
+                "balanced_accuracy": None if 0 in answered else float(np.mean(recalls)),
+                "answered": dict(zip(class_names, answered, strict=True)),
             }
         )
     return rows

@@ -23,7 +23,7 @@ from skinfast.evaluation.metrics import classification_metrics
 from skinfast.evaluation.temperature import read_calibration, read_temperature
 from skinfast.files import atomic_path, atomic_write_text
 from skinfast.training.config import TrainConfig
-from skinfast.training.model_file import load_model
+from skinfast.training.model_file import ModelDescription, load_model
 from skinfast.training.problem import Problem, choose_device, prepare
 from skinfast.training.run_folder import RunFolder
 from skinfast.training.step import logits_of
@@ -168,19 +168,7 @@ def predict(
     """
     chosen = choose_device(device)
     model, description = load_model(RunFolder(directory).model_file, chosen)
-    pixels = torch.from_numpy(
-        np.stack([_decode(Path(path), description.image_size) for path in images])
-    )
-    batches = DeviceBatches(
-        pixels,
-        torch.zeros(len(pixels), dtype=torch.int64),
-        np.arange(len(pixels)),
-        _IMAGES_AT_ONCE,
-        device=chosen,
-        mean=description.mean,
-        std=description.std,
-        shuffle=False,
-    )
+    _, batches = load_pictures(images, description, chosen, at_once=_IMAGES_AT_ONCE)
     probabilities = torch.softmax(logits_of(model, batches, chosen, "float32"), 1).cpu().numpy()
     temperature = read_temperature(directory)
     if temperature is not None:
@@ -199,6 +187,32 @@ def predict(
             }
         )
     return predictions
+
+
+def load_pictures(
+    images: Sequence[str | os.PathLike[str]],
+    description: ModelDescription,
+    device: torch.device,
+    *,
+    at_once: int,
+) -> tuple[np.ndarray, DeviceBatches]:
+    """Image files as a model takes them: uint8 ``[N, H, W, 3]``, and batches of ``at_once``.
+
+    Raises:
+        SkinfastError: an image cannot be used.
+    """
+    pixels = np.stack([_decode(Path(path), description.image_size) for path in images])
+    batches = DeviceBatches(
+        torch.from_numpy(pixels),
+        torch.zeros(len(pixels), dtype=torch.int64),
+        np.arange(len(pixels)),
+        at_once,
+        device=device,
+        mean=description.mean,
+        std=description.std,
+        shuffle=False,
+    )
+    return pixels, batches
 
 
 def _decode(path: Path, image_size: int) -> np.ndarray:

@@ -153,19 +153,18 @@ def abstention_curve(rows: list[dict[str, Any]]) -> str:
         from matplotlib.ticker import PercentFormatter
 
         axes = figure.add_subplot()
-        coverage = [row["coverage"] for row in rows]
         for key, name, colour, line, marker in (
             ("accuracy", "accuracy", TEST, "-", "o"),
             ("balanced_accuracy", "balanced accuracy", TRAIN, "--", "s"),
         ):
-            values = [row[key] for row in rows]
+            known = [(row["coverage"], row[key]) for row in rows if row[key] is not None]
+            coverage, values = zip(*known, strict=True) if known else ((), ())
             axes.plot(coverage, values, color=colour, linestyle=line, marker=marker, label=name)
         axes.set(xlim=(1.02, 0), ylim=(0, 1.02), xlabel="images answered, the surest first")
         axes.xaxis.set_major_formatter(PercentFormatter(1))
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=3)
         ends = [
-            f"{row['coverage']:.0%} answered, accuracy {row['accuracy']:.3f} and balanced "
-            f"{row['balanced_accuracy']:.3f}"
+            f"{row['coverage']:.0%} answered, accuracy {row['accuracy']:.3f}"
             for row in (rows[0], rows[-1])
         ]
         return f"Accuracy by the share of images answered: from {' to '.join(ends)}."

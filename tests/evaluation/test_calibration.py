@@ -95,4 +95,6 @@ def test_abstention_answers_the_surest_first():
     # The surest five: 0.95, 0.9, 0.85, 0.8 right, 0.75 wrong.
     assert rows[0.5]["accuracy"] == 0.8 and rows[0.5]["threshold"] == 0.75
     assert rows[0.5]["balanced_accuracy"] == 0.5
+    # The surest three are all of class a: no balanced accuracy without an answer for b.
+    assert rows[0.3]["accuracy"] == 1.0 and rows[0.3]["balanced_accuracy"] is None
     assert rows[0.5]["answered"] == {"a": 0.8, "b": pytest.approx(0.2), "c": None}
