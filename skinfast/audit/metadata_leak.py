@@ -6,13 +6,12 @@ import csv
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from skinfast.data.layouts import METADATA_NAMES
+from skinfast.data.layouts import metadata_tables
 
 _KEYS = ("lesion_id", "image_id", "dx")
 _FOLDS = 5
@@ -30,8 +29,7 @@ def read_columns(
         that is missing. Empty where there is no such table. The table itself was checked when the
         data were loaded.
     """
-    root = Path(root).expanduser()
-    tables = [] if root.is_file() else sorted(p for n in METADATA_NAMES for p in root.rglob(n))
+    tables = metadata_tables(root)
     if not tables:
         return {}
     lines = tables[0].read_text(encoding="utf-8-sig").splitlines()

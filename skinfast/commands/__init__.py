@@ -23,3 +23,13 @@ def check_output(directory: str | None) -> None:
     """
     if directory is not None and Path(directory).is_file():
         raise SkinfastError(f"{directory} is a file; choose another --output")
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a ``--seed`` that no generator takes.
+
+    Raises:
+        SkinfastError: it is out of range.
+    """
+    if not 0 <= seed < 2**32:
+        raise SkinfastError(f"--seed is {seed}; it needs to be from 0 to 2**32 - 1")

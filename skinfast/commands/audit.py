@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from skinfast.commands import add_command, check_output
+from skinfast.commands import add_command, check_output, check_seed
 
 
 def add(commands: Any) -> None:
@@ -38,6 +38,7 @@ def _audit(options: argparse.Namespace) -> int:
     from skinfast.audit import audit, write_audit
 
     check_output(options.output)
+    check_seed(options.seed)
     found = audit(options.data, options.split, options.seed)
     page = write_audit(found, options.output) if options.output else None
     if options.json:

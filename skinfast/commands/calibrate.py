@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from skinfast.commands import add_command
+from skinfast.commands import add_command, check_seed
 
 
 def add(commands: Any) -> None:
@@ -30,6 +30,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     from skinfast.evaluation import calibrate_run
     from skinfast.report import write_report
 
+    check_seed(options.seed)
     calibration = calibrate_run(
         options.directory, data=options.data, device=options.device, seed=options.seed
     )
@@ -40,7 +41,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     halves = "no lesion in both" if calibration["grouped_by_lesion"] else "lesions not known"
     print(
         f"temperature {calibration['temperature']:.3f}, fitted on {calibration['num_fitted']} of "
-        f"the run's test images and measured on the other {calibration['num_measured']} ({halves})"
+        f"the test images and measured on the other {calibration['num_measured']} ({halves})"
     )
     print(f"{'':<20}{'loss':>8}{'calibration error':>19}{'95% interval':>18}{'confidence':>12}")
     for name, key in (("as trained", "before"), ("with temperature", "after")):

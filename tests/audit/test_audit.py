@@ -273,5 +273,7 @@ def test_bad_input_is_one_line(clean, tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "mine"
     assert cli.main(["audit", "--data", str(tmp_path / "nowhere")]) == 2
     assert "no such folder" in capsys.readouterr().err
+    assert cli.main(["audit", "--data", str(clean), "--seed", "-1"]) == 2
+    assert "--seed is -1; it needs to be from 0" in capsys.readouterr().err
     with pytest.raises(SkinfastError, match="choose image or lesion"):
         audit(str(clean), "patient")

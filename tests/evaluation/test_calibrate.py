@@ -150,6 +150,12 @@ def test_a_broken_calibration_is_one_line(run, content):
         evaluate_run(run)
 
 
+def test_a_seed_out_of_range(run, capsys):
+    assert cli.main(["calibrate", str(run), "--seed", "-1"]) == 2
+    assert "--seed is -1; it needs to be from 0" in capsys.readouterr().err
+    assert not (run / "calibration.json").exists()
+
+
 def test_no_run(tmp_path, capsys):
     assert cli.main(["calibrate", str(tmp_path / "nothing")]) == 2
     assert "is missing" in capsys.readouterr().err
