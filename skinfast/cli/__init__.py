@@ -13,9 +13,13 @@ from collections.abc import Sequence
 
 import skinfast
 from skinfast.cli import (
+    audit,
     bench,
+    calibrate,
     cross_validate,
     evaluate,
+    explain,
+    gradient_flow,
     imbalance,
     info,
     predict,
@@ -30,6 +34,10 @@ _COMMANDS = (
     train,
     evaluate,
     predict,
+    calibrate,
+    explain,
+    audit,
+    gradient_flow,
     reproduce,
     cross_validate,
     imbalance,

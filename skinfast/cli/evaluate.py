@@ -21,8 +21,9 @@ def add(commands: Subparsers) -> None:
     command.add_argument("--device", help="another device (default: the one of the run)")
     command.add_argument(
         "--test-time-augmentation",
-        action="store_true",
-        help="take the mean probability over the 8 mirrored and turned views of an image",
+        action=argparse.BooleanOptionalAction,
+        help="take the mean probability over the 8 mirrored and turned views of an image, or not "
+        "(default: as the run was evaluated)",
     )
 
 
@@ -33,7 +34,7 @@ def _run(options: argparse.Namespace) -> int:
         options.directory,
         data=options.data,
         device=options.device,
-        test_time_augmentation=options.test_time_augmentation or None,
+        test_time_augmentation=options.test_time_augmentation,
     )
     if options.json:
         print(json.dumps(metrics, indent=2))

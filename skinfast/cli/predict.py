@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
-from skinfast.cli.shared import Subparsers, add_command
+from skinfast.cli.shared import Subparsers, add_command, note
 
 
 def add(commands: Subparsers) -> None:
@@ -21,8 +22,9 @@ def add(commands: Subparsers) -> None:
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     command.add_argument(
         "--test-time-augmentation",
-        action="store_true",
-        help="take the mean probability over the 8 mirrored and turned views of an image",
+        action=argparse.BooleanOptionalAction,
+        help="take the mean probability over the 8 mirrored and turned views of an image, or not "
+        "(default: as the run was evaluated)",
     )
 
 
@@ -45,4 +47,28 @@ def _run(options: argparse.Namespace) -> int:
             f"{prediction['image']}: {name} ({CLASS_NAMES.get(name, name)}), "
             f"probability {prediction['probability']:.3f}"
         )
+    note(_whose_probabilities(options.directory, predictions[0]["temperature"]))
     return 0
+
+
+def _whose_probabilities(directory: str, temperature: float | None) -> str:
+    from skinfast.evaluation.temperature import FILE_NAME, read_calibration
+
+    if temperature is not None:
+        return f"probabilities are calibrated with the run's temperature, {temperature:.3f}"
+    fitted = read_calibration(directory)
+    if fitted is not None:
+        views = "with" if fitted["test_time_augmentation"] else "without"
+        return (
+            "probabilities are the model's own: the run's temperature was fitted "
+            f"{views} test-time augmentation"
+        )
+    if (Path(directory) / FILE_NAME).exists():
+        return (
+            "probabilities are the model's own: the run's temperature belongs to weights that it "
+            f"had before; `skinfast calibrate {directory}` fits it again"
+        )
+    return (
+        "probabilities are the model's own, not calibrated; "
+        f"`skinfast calibrate {directory}` fits a temperature"
+    )

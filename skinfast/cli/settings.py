@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def add_settings(command: Any, leave_out: Collection[str] = ()) -> None:
     """Add an option for every setting of ``TrainConfig`` but ``leave_out``, and ``--preset``."""
-    from skinfast.training.config import TrainConfig, option
+    from skinfast.training.config import TrainConfig
     from skinfast.training.presets import PRESETS
 
     command.add_argument(
@@ -23,28 +23,38 @@ def add_settings(command: Any, leave_out: Collection[str] = ()) -> None:
         "beside it wins",
     )
     for setting in dataclasses.fields(TrainConfig):
-        if setting.name in leave_out:
-            continue
-        choices, help = setting.metadata["choices"], setting.metadata["help"]
-        # No defaults here: TrainConfig holds them, and --resume must know what was given.
-        if setting.type == "bool":
-            command.add_argument(
-                option(setting.name),
-                # --no-... takes back what a preset has switched on.
-                action=argparse.BooleanOptionalAction,
-                default=argparse.SUPPRESS,
-                help=help,
-            )
-            continue
-        kind = {"int": int, "float": float, "str": str}[str(setting.type)]
+        if setting.name not in leave_out:
+            add_setting(command, setting.name)
+
+
+def add_setting(command: Any, name: str, default: Any = None) -> None:
+    """Add the option for a setting of ``TrainConfig``.
+
+    Args:
+        default: what the help says where the command's is not that of ``TrainConfig``.
+    """
+    from skinfast.training.config import TrainConfig, option
+
+    (setting,) = (s for s in dataclasses.fields(TrainConfig) if s.name == name)
+    choices, help = setting.metadata["choices"], setting.metadata["help"]
+    # No defaults here: TrainConfig holds them, and --resume must know what was given.
+    if setting.type == "bool":
         command.add_argument(
-            option(setting.name),
-            type=kind,
-            choices=choices,
+            option(name),
+            # --no-... takes back what a preset has switched on.
+            action=argparse.BooleanOptionalAction,
             default=argparse.SUPPRESS,
-            metavar=None if choices else setting.name.upper(),
-            help=f"{help} (default: {setting.default})",
+            help=help,
         )
+        return
+    command.add_argument(
+        option(name),
+        type={"int": int, "float": float, "str": str}[str(setting.type)],
+        choices=choices,
+        default=argparse.SUPPRESS,
+        metavar=None if choices else name.upper(),
+        help=f"{help} (default: {setting.default if default is None else default})",
+    )
 
 
 def given_settings(options: argparse.Namespace, model: str | None = None) -> dict[str, Any]:

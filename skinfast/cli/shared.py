@@ -1,4 +1,4 @@
-"""What the commands share: how one is declared, and how figures become lines."""
+"""What the commands share: how one is declared, what all refuse, how figures become lines."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from skinfast.errors import SkinfastError
 
 #: What ``argparse`` returns from ``add_subparsers``; it has no public type.
 Subparsers = Any
@@ -23,6 +25,26 @@ def add_command(commands: Subparsers, name: str, run: Any, help: str, example: s
     command.set_defaults(run=run)
     command.add_argument("--json", action="store_true", help="print the figures as JSON")
     return command
+
+
+def check_output(directory: str | None) -> None:
+    """Refuse an ``--output`` that cannot be a folder, before hours are spent.
+
+    Raises:
+        SkinfastError: it is a file.
+    """
+    if directory is not None and Path(directory).is_file():
+        raise SkinfastError(f"{directory} is a file; choose another --output")
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a ``--seed`` that no generator takes.
+
+    Raises:
+        SkinfastError: it is out of range.
+    """
+    if not 0 <= seed < 2**32:
+        raise SkinfastError(f"--seed is {seed}; it needs to be from 0 to 2**32 - 1")
 
 
 def note(line: str) -> None:
@@ -43,7 +65,7 @@ def note_epoch(epoch: dict[str, Any]) -> None:
 
 
 def print_metrics(result: dict[str, Any]) -> None:
-    """Print what ``classification_metrics`` measured as a table and two lines."""
+    """Print what ``evaluate_run`` measured: a table, two lines, one or two on calibration."""
     print(f"{'class':<8}{'recall':>8}{'precision':>11}{'F1':>8}{'AUC':>8}{'support':>9}")
     for row in result["per_class"]:
         auc = f"{row['auc']:8.3f}" if row["auc"] is not None else f"{'-':>8}"
@@ -58,6 +80,23 @@ def print_metrics(result: dict[str, Any]) -> None:
         f"F1 weighted {result['f1_weighted']:.4f}, macro {result['f1_macro']:.4f}; precision macro "
         f"{result['precision_macro']:.4f}; AUC macro {auc}"
     )
+    _print_calibration(result)
+
+
+def _print_calibration(metrics: dict[str, Any]) -> None:
+    for name, key in (("as trained", "calibration"), ("calibrated", "calibrated")):
+        if key in metrics:
+            figures = metrics[key]
+            low, high = figures["interval"]
+            temperature = (
+                f" with temperature {metrics['temperature']:.3f}" if key == "calibrated" else ""
+            )
+            print(
+                f"probabilities {name}{temperature}: calibration error "
+                f"{figures['expected_calibration_error']:.4f} ({low:.4f} to {high:.4f}), "
+                f"confidence {figures['mean_confidence']:.4f} for accuracy "
+                f"{figures['accuracy']:.4f} on {figures['num_images']} images"
+            )
 
 
 def print_outputs(options: argparse.Namespace, name: str, content: dict[str, Any]) -> None:
