@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +12,12 @@ from skinfast.evaluation.bootstrap import Estimate
 from skinfast.experiments.tables import (
     METRIC_TITLES,
     MODEL_TITLES,
-    duration,
     figure,
     markdown_table,
     with_interval,
 )
 from skinfast.files import atomic_write_text
+from skinfast.report.html import duration, page
 
 #: Said beside the tables, in both formats.
 NOTES = (
@@ -118,14 +117,8 @@ def write_page(directory: str | os.PathLike[str], content: dict[str, Any]) -> Pa
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(duration=duration, figure=figure)
-    template = importlib.resources.files("skinfast.experiments").joinpath("reproduction.html.j2")
-    page = environment.from_string(template.read_text(encoding="utf-8")).render(
+    text = page(
+        "reproduction.html.j2",
         content=content,
         lede=_lede(content),
         notes=NOTES,
@@ -137,7 +130,7 @@ def write_page(directory: str | os.PathLike[str], content: dict[str, Any]) -> Pa
     )
     path = Path(directory) / "reproduction.html"
     # A path that is not UTF-8 arrives as lone surrogates, which no file can hold.
-    atomic_write_text(path, page.encode("utf-8", "replace").decode("utf-8"))
+    atomic_write_text(path, text.encode("utf-8", "replace").decode("utf-8"))
     return path
 
 

@@ -40,14 +40,6 @@ def with_interval(estimate: Estimate, signed: bool = False) -> str:
     return form.format(estimate.value, estimate.low, estimate.high)
 
 
-def duration(seconds: float) -> str:
-    """Seconds in the unit that reads best."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]

@@ -86,7 +86,7 @@ def page(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        figure=_figure, duration=_duration, percent=_percent, setting=_setting, png_uri=_png_uri
+        figure=_figure, duration=duration, percent=_percent, setting=_setting, png_uri=_png_uri
     )
     return environment.get_template(template).render(values)
 
@@ -116,7 +116,8 @@ def _figure(value: float | None) -> str:
     return "n/a" if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in the unit that reads best."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)

@@ -94,6 +94,33 @@ def test_predict_says_which_probabilities_it_gives(run, tmp_path, capsys):
     assert "belongs to weights that it had before" in capsys.readouterr().err
 
 
+def test_a_temperature_is_of_the_answers_that_it_was_fitted_to(run, tmp_path, capsys):
+    config = dataclasses.replace(TrainConfig.load(run / "config.json"), test_time_augmentation=True)
+    config.save(run / "config.json")
+    image = tmp_path / "lesion.png"
+    Image.fromarray(SyntheticLesions(300, 64).images[0].numpy()).save(image)
+    (raw,) = predict(run, [image])
+    (single,) = predict(run, [image], test_time_augmentation=False)
+    assert raw["probability"] != pytest.approx(single["probability"], rel=1e-3)
+    _, _, means = evaluate_run(run)
+    temperature = calibrate_run(run)["temperature"]
+
+    # The logits of the mean over the views are its logarithms.
+    (scaled,) = predict(run, [image])
+    assert scaled["temperature"] == temperature
+    raised = np.array(list(raw["probabilities"].values())) ** (1 / temperature)
+    np.testing.assert_allclose(list(scaled["probabilities"].values()), raised / raised.sum())
+    metrics, _, again = evaluate_run(run)
+    assert metrics["temperature"] == temperature and (again == means).all()
+
+    # Single views have none.
+    assert predict(run, [image], test_time_augmentation=False) == [single]
+    metrics, _, _ = evaluate_run(run, test_time_augmentation=False)
+    assert "calibrated" not in metrics and "temperature" not in metrics
+    assert cli.main(["predict", str(run), str(image), "--no-test-time-augmentation"]) == 0
+    assert "was fitted with test-time augmentation" in capsys.readouterr().err
+
+
 def test_command_prints_both_rows_and_renews_the_report(run, capsys):
     write_report(run)
     before = (run / "report.html").read_text()
@@ -142,7 +169,14 @@ def test_predictions_that_say_nothing_have_no_temperature(small_data, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", '{"temperature": 1.0}', '{"temperature": -3, "model_sha256": "x"}']
+    "content",
+    [
+        "",
+        "[]",
+        '{"temperature": 1.0}',
+        '{"temperature": 1.0, "model_sha256": "x"}',
+        '{"temperature": -3, "model_sha256": "x", "test_time_augmentation": false}',
+    ],
 )
 def test_a_broken_calibration_is_one_line(run, content):
     (run / "calibration.json").write_text(content)

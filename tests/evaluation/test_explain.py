@@ -13,6 +13,7 @@ from skinfast.data import CLASSES
 from skinfast.errors import SkinfastError
 from skinfast.evaluation import predict
 from skinfast.evaluation.explain import explain, grad_cam
+from skinfast.evaluation.temperature import checksum
 from skinfast.models import build_model, resnet50
 from skinfast.report.explain import overlay, place, write_explanations
 from skinfast.training import save_model
@@ -81,6 +82,16 @@ def test_equals_finite_differences(model, side, backend):
         weights = exact.tolist()
     expected = torch.relu((torch.tensor(weights)[:, None, None] * a).sum(0))
     np.testing.assert_allclose(heat, expected / expected.max(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("side", "layer", "maps"), [(32, "conv2", 5), (64, "conv2", 10), (128, "conv3", 5)]
+)
+@pytest.mark.parametrize("backend", ["skinfast", "torch"])
+def test_the_deepest_stage_of_the_cnn_with_maps_of_4x4_is_looked_at(backend, side, layer, maps):
+    model = build_model("cnn", image_size=side, backend=backend).eval()
+    heat, _, _, used = grad_cam(model, torch.randn(1, 3, side, side))
+    assert (used, heat.shape) == (layer, (maps, maps))
 
 
 class Bright(nn.Module):
@@ -162,6 +173,21 @@ def test_probabilities_are_those_of_predict(run, pictures):
     assert other.class_name == "vasc"
     vasc = predict(run, pictures[:1])[0]["probabilities"]["vasc"]
     assert other.probability == pytest.approx(vasc, rel=1e-5)
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_only_a_temperature_of_single_views_is_used(run, pictures, views):
+    (own,) = predict(run, pictures[:1])
+    content = {
+        "temperature": 0.1,
+        "model_sha256": checksum(run / "model.safetensors"),
+        "test_time_augmentation": views,
+    }
+    (run / "calibration.json").write_text(json.dumps(content))
+    (single,) = predict(run, pictures[:1], test_time_augmentation=False)
+    assert (single["probability"] == own["probability"]) is views
+    (one,) = explain(run, pictures[:1])
+    assert one.probability == pytest.approx(single["probability"], rel=1e-5)
 
 
 def test_small_maps_are_passed_over_unless_asked_for(tmp_path, pictures):

@@ -12,6 +12,7 @@ from skinfast import cli
 from skinfast.data import SyntheticLesions
 from skinfast.errors import SkinfastError
 from skinfast.evaluation.gradient_flow import gradient_flow, measure
+from skinfast.models import build_model
 from skinfast.nn import LinearReLU
 from skinfast.report.gradient_flow import summary, write_gradient_flow
 from skinfast.training import TrainConfig, load_model, prepare, train
@@ -89,6 +90,25 @@ def test_dead_units_are_those_that_are_zero_for_every_image():
         model[0].bias[6:] = 1000.0
     (relu,) = watched(model)["relus"]
     assert (relu["dead_units"], relu["dead_channels"], relu["depth"]) == (0.75, 0.75, 1)
+
+
+@pytest.mark.parametrize("backend", ["skinfast", "torch"])
+def test_stages_of_the_cnn_are_layers_and_their_dead_channels_are_seen(backend):
+    torch.manual_seed(0)
+    model = build_model("cnn", image_size=64, backend=backend)
+    with torch.no_grad():
+        model.conv1.bias[:3] = -1000.0
+        model.conv3.bias[:] = 1000.0
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    measured = measure(model, optimizer, torch.randn(8, 3, 64, 64), torch.arange(8) % 7)
+    names = ["conv1", "conv2", "conv3", "fc1", "fc2", "fc3"]
+    for part in ("stream", "layers"):
+        assert [x["name"] for x in measured[part]] == names
+        assert [x["depth"] for x in measured[part]] == [1, 2, 3, 4, 5, 6]
+    assert [relu["name"] for relu in measured["relus"]] == names[:5]
+    first, _, third, *_ = measured["relus"]
+    assert first["dead_units"] == first["dead_channels"] == pytest.approx(0.3)
+    assert third["dead_units"] == third["dead_channels"] == 0
 
 
 @pytest.fixture

@@ -128,6 +128,7 @@ def write_calibration(
         "lesions_shared_with_training": 707,
         "before": before,
         "after": after,
+        "test_time_augmentation": False,
         "model_sha256": checksum(weights),
         "fitted_image_ids": [],
     }
