@@ -95,12 +95,12 @@ def adam_name(fused: bool) -> str:
 
 
 def compare_update(problem: Problem, bench: Bench) -> Row:
-    """Gradient clearing and Adam."""
+    """What a step does with weights and gradients besides using them."""
     contenders = [Contender("skinfast", True, partial(Update, problem, True, False))]
     for fused in (False, True):
         build = partial(Update, problem, False, fused)
         contenders.append(Contender(adam_name(fused), False, build))
-    name = f"update phase of {problem.config.model}"
+    name = f"update phase of {problem.config.model} {problem.config.precision}"
     (row,) = bench.compare(name, contenders, assert_same_updates)
     return row
 
@@ -158,16 +158,16 @@ class ModelsBench:
     def __init__(self, options: Any, bench: Bench, report: Report) -> None:
         self.options, self.bench, self.report = options, bench, report
         self.models = options.model or list(MODELS)
-        self.fused: dict[str, bool] = {}  # PyTorch's better Adam for each model
+        self.fused: dict[tuple[str, str], bool] = {}  # PyTorch's better Adam
         self.best: dict[tuple[str, str], tuple[str, bool]] = {}  # its better mode at 64x64
 
     def updates(self) -> None:
-        """Gradient clearing and Adam; says which Adam PyTorch gets below."""
-        self.report.header("update phase: gradient clearing and Adam", "ms")
-        for model in self.models:
-            problem = problem_for(self.options, model, IMAGE_SIZES[0], "float32")
+        """Casts, Adam, gradient clearing; says which Adam PyTorch gets below."""
+        self.report.header("update phase: casts of weights and gradients, Adam, clearing", "ms")
+        for model, precision in itertools.product(self.models, PRECISIONS):
+            problem = problem_for(self.options, model, IMAGE_SIZES[0], precision)
             row = compare_update(problem, self.bench)
-            self.fused[model] = row.mode == adam_name(True)
+            self.fused[model, precision] = row.mode == adam_name(True)
             self._add("update", problem, row)
 
     def steps(self) -> None:
@@ -179,7 +179,7 @@ class ModelsBench:
             for image_size in IMAGE_SIZES[: 1 if quick else None]:
                 for precision in PRECISIONS[: 1 if quick else None]:
                     problem = problem_for(self.options, model, image_size, precision)
-                    fused = self.fused[model]
+                    fused = self.fused[model, precision]
                     row = compare_step(problem, self.bench, fused, modes)
                     self._add("step", problem, row)
                     names = {pytorch_name(*mode, fused): mode for mode in modes}
@@ -206,7 +206,7 @@ class ModelsBench:
                     size = value if setting == "image" else 64
                     problem = problem_for(self.options, model, size, precision, batch)
                     torch.set_num_threads(value if setting == "threads" else threads)
-                    row = compare_step(problem, self.bench, self.fused[model], [best])
+                    row = compare_step(problem, self.bench, self.fused[model, precision], [best])
                     self._add("step", problem, row)
         torch.set_num_threads(threads)
 

@@ -173,16 +173,19 @@ class Update:
             for p, dtype in zip(self.parameters, self._dtypes, strict=True)
         ]
         self._call = partial(self._update, *self._grads)
-        if not ours:
-            self._optimizer = torch.optim.Adam(self.parameters, fused=True if fused else None)
-            return
-        self._optimizer = Adam(self.parameters)
-        if problem.device.type == "cpu":
-            self._call()  # makes the optimizer's state
+        self._optimizer: torch.optim.Optimizer = (
+            Adam(self.parameters)
+            if ours
+            else torch.optim.Adam(self.parameters, fused=True if fused else None)
+        )
+        self._call()  # makes the optimizer's state
+        if ours and problem.device.type == "cpu":  # recording it is an update, too
             captured = CapturedStep(
                 self._update, self._grads, self._optimizer, LowPrecisionCopies()
             )
             self._call = partial(captured.replay, *self._grads)
+        else:
+            self._call()
 
     def __call__(self) -> None:
         self._call()

@@ -121,29 +121,38 @@ void find_pixels(const PooledConv2d& conv, const T* grad_output, const T* output
   }
 }
 
-#if !defined(__clang__)
-// `count` pixels of three planes, `plane` apart, one after the other.
-template <typename T, typename A = accumulate_t<T>>
-int64_t interleave_three(const T* x, int64_t plane, int64_t count, A* target) {
-  constexpr int L = kLanes<A>;
-  lane_integers<A> first_two[3]{}, third[3]{};
-  for (int e = 0; e < 3 * L; ++e) {
-    const int lane = e % L, c = e % 3, pixel = e / 3;
-    first_two[e / L][lane] = c == 1 ? L + pixel : pixel;
-    third[e / L][lane] = c == 2 ? L + pixel : lane;
-  }
-  int64_t w = 0;
-  for (; w + L <= count; w += L, target += 3 * L) {
-    const vector_t<A> r = load_vector(x + w), g = load_vector(x + plane + w);
-    const vector_t<A> b = load_vector(x + 2 * plane + w);
-    for (int v = 0; v < 3; ++v) {
-      store_vector(target + v * L,
-                   __builtin_shuffle(__builtin_shuffle(r, g, first_two[v]), b, third[v]));
+// Three planes of pixels made one row of pixels of three channels.
+template <typename A>
+struct Interleave {
+  lane_integers<A> first_two[3]{}, third[3]{};  // where each lane comes from
+
+  Interleave() {
+    constexpr int L = kLanes<A>;
+    for (int e = 0; e < 3 * L; ++e) {
+      const int lane = e % L, c = e % 3, pixel = e / 3;
+      first_two[e / L][lane] = c == 1 ? L + pixel : pixel;
+      third[e / L][lane] = c == 2 ? L + pixel : lane;
     }
   }
-  return w;
-}
+
+  // How many of `count` pixels were written, the planes being `plane` apart.
+  template <typename T>
+  int64_t row(const T* x, int64_t plane, int64_t count, A* target) const {
+    int64_t w = 0;
+#if !defined(__clang__)
+    constexpr int L = kLanes<A>;
+    for (; w + L <= count; w += L, target += 3 * L) {
+      const vector_t<A> r = load_vector(x + w), g = load_vector(x + plane + w);
+      const vector_t<A> b = load_vector(x + 2 * plane + w);
+      for (int v = 0; v < 3; ++v) {
+        store_vector(target + v * L,
+                     __builtin_shuffle(__builtin_shuffle(r, g, first_two[v]), b, third[v]));
+      }
+    }
 #endif
+    return w;
+  }
+};
 
 // An image with channels last and its padding: x [C, H, W] -> padded [padded_height, padded_width,
 // C].
@@ -151,14 +160,13 @@ template <typename T>
 void pad_image(const PooledConv2d& conv, const T* x, accumulate_t<T>* padded) {
   using A = accumulate_t<T>;
   constexpr int L = kLanes<A>;
+  const Interleave<A> interleave;
   const int64_t C = conv.C, plane = conv.H * conv.W;
   memset(padded, 0, static_cast<size_t>(conv.padded_pixels() * C) * sizeof(A));
   for (int64_t h = 0; h < conv.H; ++h, x += conv.W) {
     A* row = padded + ((h + conv.pad_h) * conv.padded_width() + conv.pad_w) * C;
     int64_t w = 0;
-#if !defined(__clang__)
-    if (C == 3) w = interleave_three(x, plane, conv.W, row);
-#endif
+    if (C == 3) w = interleave.row(x, plane, conv.W, row);
     // A vector writes over the pixels behind its own, which come later, if any are left.
     for (; C > L / 2 && C <= L && w + 2 * L <= conv.W; w += L) {
       vector_t<A> block[L];
@@ -326,6 +334,17 @@ void store_input_gradient(const PooledConv2d& conv, const accumulate_t<T>* grad,
   }
 }
 
+template <typename A>
+A sum_of(const A* values, int64_t count) {
+  constexpr int L = kLanes<A>;
+  vector_t<A> sums{};
+  int64_t i = 0;
+  for (; i + L <= count; i += L) sums += load_vector(values + i);
+  A sum = sum_lanes<A>(sums);
+  for (; i < count; ++i) sum += values[i];
+  return sum;
+}
+
 template <typename T>
 void gradients_of_task(const PooledConv2d& conv, const SmallConv2dGradients& all,
                        accumulate_t<T>* scratch, int64_t task) {
@@ -355,7 +374,7 @@ void gradients_of_task(const PooledConv2d& conv, const SmallConv2dGradients& all
     for (int64_t k = 0; k < conv.K; ++k) {
       const int64_t first = pixels.begin[k * (conv.rows() + 1)];
       const int64_t count = pixels.begin[k * (conv.rows() + 1) + conv.rows()] - first;
-      for (int64_t p = first; p < first + count; ++p) bias_total[k] += pixels.gradient[p];
+      bias_total[k] += sum_of(pixels.gradient + first, count);
       if (!all.weight_sums) continue;
       add_weight_gradient(conv, padded, pixels.pixel + first, pixels.gradient + first, count,
                           weight_sums + k * conv.R * conv.patch_row());

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+
+import skinfast.ops  # noqa: F401  (registers adam_)
 
 _ADAM = torch.ops.skinfast.adam_.default
 _CAST = torch.ops.aten._to_copy.default
@@ -72,18 +76,16 @@ class CapturedStep:
         optimizer: torch.optim.Optimizer,
         copies: LowPrecisionCopies,
     ) -> None:
-        from torch.fx.experimental.proxy_tensor import make_fx  # slow to import
-
-        # A bound method's `self` would count as one more input.
-        self._module = make_fx(lambda *arguments: step(*arguments))(*inputs)
-        graph = self._module.graph
-        _drop_profiler_marks(graph)
-        self._updated = [self._value(p) for adam in _adams(graph) for p in adam.args[0]]  # type: ignore[union-attr]
+        recording = _Recording(step, inputs)
         self._copies = copies
-        self._copied = [p for adam in _adams(graph) for p in self._fold_casts(adam)]
-        self._groups = self._lift_learning_rates(optimizer)
-        self._constants = self._lift_constants()
-        self._module.recompile()
+        self._copied = recording.fold_casts(copies)
+        self._groups = recording.lift_learning_rates(optimizer)
+        self._updated = recording.updated()
+        self._function, self._constants = recording.function()
+        # Small objects scattered between the large ones just freed would keep those apart, and the
+        # next step would take new memory beside them.
+        del recording
+        gc.collect()
 
     def replay(self, *inputs: Tensor) -> None:
         """Run it on other inputs."""
@@ -91,52 +93,42 @@ class CapturedStep:
         self._copies.refresh(self._copied)
         # The inference mode passes over autograd's kernels, and with them over the versions.
         with torch.inference_mode():
-            self._module.forward(*inputs, *learning_rates, *self._constants)
+            self._function(*inputs, *learning_rates, *self._constants)
         torch.autograd.graph.increment_version(self._updated)
         self._copies.written(self._copied)
 
-    def _value(self, node: Any) -> Tensor:
-        return getattr(self._module, node.target)
 
-    def _fold_casts(self, adam: fx.Node) -> list[Tensor]:
+class _Recording:
+    """The graph of a step on its way to a function of inputs, learning rates and constants."""
+
+    def __init__(self, step: Callable[..., None], inputs: Sequence[Tensor]) -> None:
+        from torch.fx.experimental.proxy_tensor import make_fx  # slow to import
+
+        # A bound method's `self` would count as one more input.
+        self._module = make_fx(lambda *arguments: step(*arguments))(*inputs)
+        self._graph = self._module.graph
+        # The range that an optimizer's step opens and closes for the profiler.
+        marks = [n for n in self._graph.nodes if str(n.target).startswith("profiler.")]
+        for node in reversed(marks):
+            self._graph.erase_node(node)
+        self._adams = self._graph.find_nodes(op="call_function", target=_ADAM)
+
+    def updated(self) -> list[Tensor]:
+        """The parameters that Adam updates."""
+        return [self._value(node) for adam in self._adams for node in adam.args[0]]
+
+    def fold_casts(self, copies: LowPrecisionCopies) -> list[Tensor]:
         """Let Adam convert what surrounds it; the parameters for which it does."""
-        graph = self._module.graph
-        parameters, grads = list(adam.args[0]), list(adam.args[1])  # type: ignore[arg-type]
-        readers: dict[Any, list[fx.Node]] = {}
-        for node in graph.find_nodes(op="get_attr"):
-            readers.setdefault(node.target, []).extend(user for user in node.users if user != adam)
-        self._module.register_buffer("no_copy", torch.empty(0))
-        with graph.inserting_before(next(iter(graph.nodes))):
-            copies = [graph.get_attr("no_copy")] * len(parameters)
-        folded = []
-        for i, (parameter, grad) in enumerate(zip(parameters, grads, strict=True)):
-            casts = readers[parameter.target]
-            dtypes = {cast.kwargs.get("dtype") for cast in casts if cast.target == _CAST}
-            source = _cast_source(grad)
-            if source is None or len(dtypes) != 1 or any(c.target != _CAST for c in casts):
-                continue
-            (dtype,) = dtypes
-            assert isinstance(dtype, torch.dtype)
-            value = self._value(parameter)
-            name = f"copy_{parameter.target}"
-            self._module.register_buffer(name, self._copies.of(value, dtype))
-            with graph.inserting_before(next(iter(graph.nodes))):
-                copies[i] = graph.get_attr(name)
-            for cast in casts:
-                cast.replace_all_uses_with(copies[i])
-                graph.erase_node(cast)
-            grads[i] = source
-            folded.append(value)
-        adam.args = (parameters, grads, *adam.args[2:6], copies)
-        graph.eliminate_dead_code()  # the gradients' casts
+        folded = [value for adam in self._adams for value in self._fold_casts(adam, copies)]
+        self._graph.eliminate_dead_code()  # the gradients' casts
         return folded
 
-    def _lift_learning_rates(self, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    def lift_learning_rates(self, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
         """Make them inputs; the groups that they belong to."""
         groups = []
-        for i, adam in enumerate(_adams(self._module.graph)):
-            adam.update_kwarg("lr", _add_input(self._module.graph, f"learning_rate_{i}"))
-            first = self._value(adam.args[0][0])  # type: ignore[index]
+        for i, adam in enumerate(self._adams):
+            adam.update_kwarg("lr", self._add_input(f"learning_rate_{i}"))
+            first = self._value(adam.args[0][0])
             groups += [
                 group
                 for group in optimizer.param_groups
@@ -144,22 +136,59 @@ class CapturedStep:
             ]
         return groups
 
-    def _lift_constants(self) -> list[Tensor]:
-        """Parameters, buffers and state as arguments: a function finds those at once."""
-        graph = self._module.graph
+    def function(self) -> tuple[Callable[..., Any], list[Tensor]]:
+        """The step as a function, and its last arguments: parameters, buffers and state.
+
+        A function finds arguments at once, attributes by a search.
+        """
         values: list[Tensor] = []
         inputs: dict[Any, fx.Node] = {}
-        for node in graph.find_nodes(op="get_attr"):
+        for node in self._graph.find_nodes(op="get_attr"):
             if node.target not in inputs:
                 values.append(self._value(node))
-                inputs[node.target] = _add_input(graph, str(node.target))
+                inputs[node.target] = self._add_input(str(node.target))
             node.replace_all_uses_with(inputs[node.target])
-            graph.erase_node(node)
-        return values
+            self._graph.erase_node(node)
+        self._module.recompile()
+        return partial(type(self._module).forward, None), values
 
+    def _value(self, node: Any) -> Tensor:
+        return getattr(self._module, node.target)
 
-def _adams(graph: fx.Graph) -> list[fx.Node]:
-    return graph.find_nodes(op="call_function", target=_ADAM)
+    def _add_input(self, name: str) -> fx.Node:
+        *_, last = self._graph.find_nodes(op="placeholder")
+        with self._graph.inserting_after(last):
+            return self._graph.placeholder(name)
+
+    def _get_constant(self, name: str, value: Tensor) -> fx.Node:
+        self._module.register_buffer(name, value)
+        with self._graph.inserting_before(next(iter(self._graph.nodes))):
+            return self._graph.get_attr(name)
+
+    def _fold_casts(self, adam: fx.Node, copies: LowPrecisionCopies) -> list[Tensor]:
+        parameters, grads = list(adam.args[0]), list(adam.args[1])  # type: ignore[arg-type]
+        readers: dict[Any, list[fx.Node]] = {}
+        for node in self._graph.find_nodes(op="get_attr"):
+            readers.setdefault(node.target, []).extend(user for user in node.users if user != adam)
+        written = [self._get_constant("no_copy", torch.empty(0))] * len(parameters)
+        folded = []
+        for i, (parameter, grad) in enumerate(zip(parameters, grads, strict=True)):
+            casts = readers[parameter.target]
+            dtypes = {cast.kwargs.get("dtype") for cast in casts}
+            source = _cast_source(grad)
+            if source is None or len(dtypes) != 1 or any(c.target != _CAST for c in casts):
+                continue
+            (dtype,) = dtypes
+            assert isinstance(dtype, torch.dtype)
+            value = self._value(parameter)
+            written[i] = self._get_constant(f"copy_{parameter.target}", copies.of(value, dtype))
+            for cast in casts:
+                cast.replace_all_uses_with(written[i])
+                self._graph.erase_node(cast)
+            grads[i] = source
+            folded.append(value)
+        adam.args = (parameters, grads, *adam.args[2:6], written)
+        return folded
 
 
 def _cast_source(grad: fx.Node) -> fx.Node | None:
@@ -170,16 +199,3 @@ def _cast_source(grad: fx.Node) -> fx.Node | None:
             return node.args[0]  # type: ignore[return-value]
         node = node.args[0]  # type: ignore[assignment]
     return None
-
-
-def _drop_profiler_marks(graph: fx.Graph) -> None:
-    """Take out the range that an optimizer's step opens and closes."""
-    marks = [node for node in graph.nodes if str(node.target).startswith("profiler.")]
-    for node in reversed(marks):
-        graph.erase_node(node)
-
-
-def _add_input(graph: fx.Graph, name: str) -> fx.Node:
-    *_, last = graph.find_nodes(op="placeholder", sort=True)
-    with graph.inserting_after(last):
-        return graph.placeholder(name)
