@@ -9,7 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from skinfast import data, evaluation, models, nn, ops, optim, report, testing, training
+    from skinfast import (
+        data,
+        evaluation,
+        experiments,
+        models,
+        nn,
+        ops,
+        optim,
+        report,
+        testing,
+        training,
+    )
     from skinfast._selfcheck import selfcheck
 
 __version__ = "0.1.0"
@@ -17,6 +28,7 @@ __all__ = [
     "__version__",
     "data",
     "evaluation",
+    "experiments",
     "models",
     "nn",
     "ops",

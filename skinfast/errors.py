@@ -1,4 +1,4 @@
-"""The one exception that bad input raises."""
+"""The exceptions that bad input raises."""
 
 
 class SkinfastError(ValueError):
@@ -7,3 +7,7 @@ class SkinfastError(ValueError):
     The message is one line that says what is wrong and how to mend it. The command line prints
     that line and exits with 2; nothing that existed before is changed.
     """
+
+
+class DivergedError(SkinfastError):
+    """A training whose loss stopped being finite: its settings are at fault, not its data."""

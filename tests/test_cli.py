@@ -129,6 +129,45 @@ def test_predict_agrees_with_the_predictions_of_the_run(trained, small_data, cap
     assert f"{path}: " in capsys.readouterr().out
 
 
+def test_test_time_augmentation_is_a_setting_of_the_run_and_of_the_commands(
+    trained, tmp_path, small_data, capsys
+):
+    assert run("train", "--data", small_data, "--image-size", 32, "--epochs", 1, "--device", "cpu",
+               "--output", tmp_path / "views", "--test-time-augmentation") == 0  # fmt: skip
+    plain, views = (
+        json.loads((folder / "result.json").read_text()) for folder in (trained, tmp_path / "views")
+    )
+    assert views["loss"] != plain["loss"]
+    capsys.readouterr()
+    assert run("evaluate", trained, "--test-time-augmentation", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["loss"] == views["loss"]
+    image = small_data / "images" / "ISIC_nv000.png"
+    mirrored = tmp_path / "mirrored.png"
+    Image.open(image).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(mirrored)
+    assert run("predict", trained, image, mirrored, "--test-time-augmentation", "--json") == 0
+    one, other = (entry["probability"] for entry in json.loads(capsys.readouterr().out))
+    assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_preset_fills_in_what_was_not_given(tmp_path, small_data, capsys):
+    output = tmp_path / "run"
+    assert run("train", "--data", small_data, "--model", "logistic-regression", "--image-size", 16,
+               "--preset", "best", "--epochs", 2, "--no-rotate",
+               "--output", output) == 0  # fmt: skip
+    config = json.loads((output / "config.json").read_text())
+    assert config["lr_schedule"] == "one-cycle" and config["test_time_augmentation"]
+    assert config["epochs"] == 2 and config["rotate"] is False and config["augment"] is True
+    assert run("train", "--preset", "best", "--epochs", 2, "--no-rotate", "--output", output,
+               "--resume") == 0  # fmt: skip
+    result = json.loads((output / "result.json").read_text())
+    scores = [
+        json.loads(line)["validation_balanced_accuracy"]
+        for line in (output / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert result["epochs"] == 2 and result["kept_epoch"] == 1 + scores.index(max(scores))
+    assert f"validation balanced accuracy {scores[1]:.4f}, " in capsys.readouterr().err
+
+
 def test_resume_goes_on_with_more_epochs(trained, capsys):
     assert run("train", "--output", trained, "--resume", "--epochs", 2) == 0
     lines = (trained / "metrics.jsonl").read_text().splitlines()
@@ -315,7 +354,24 @@ def test_interrupt_names_resume(monkeypatch, capsys, tmp_path):
 # --- the rest -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "bench", "info", "selfcheck"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train",
+        "evaluate",
+        "predict",
+        "calibrate",
+        "explain",
+        "audit",
+        "gradient-flow",
+        "reproduce",
+        "cross-validate",
+        "imbalance",
+        "bench",
+        "info",
+        "selfcheck",
+    ],
+)
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as exit:
         run(command, "--help")

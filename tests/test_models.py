@@ -109,3 +109,38 @@ def test_resnet50_takes_any_image_size(image_size):
 def test_bad_arguments_are_refused(build, message):
     with pytest.raises(SkinfastError, match=message):
         build()
+
+
+def test_resnet50_without_skip_connections_is_the_same_but_for_them():
+    torch.manual_seed(0)
+    plain = resnet50(image_size=32, skip_connections=False)
+    with_skips = resnet50(image_size=32).state_dict()
+    assert plain.state_dict().keys() == {k for k in with_skips if "downsample" not in k}
+    assert all(t.shape == with_skips[k].shape for k, t in plain.state_dict().items())
+    assert sum(isinstance(m, (torch.nn.Conv2d, torch.nn.Linear)) for m in plain.modules()) == 50
+
+
+def test_resnet50_without_skip_connections_equals_pure_pytorch():
+    results = []
+    x = torch.randn(8, 3, 32, 32, dtype=torch.float64)
+    for backend in ("skinfast", "torch"):
+        torch.manual_seed(0)
+        model = resnet50(image_size=32, backend=backend, skip_connections=False).double()
+        logits = model(x)
+        gradients = torch.autograd.grad(logits.square().mean(), list(model.parameters())[-60:])
+        results.append([logits, *gradients])
+    torch.testing.assert_close(*results, rtol=1e-7, atol=1e-9)
+
+
+def test_a_plain_block_is_three_layers_one_after_the_other():
+    block = resnet50(image_size=32, backend="torch", skip_connections=False).layer1[1].eval()
+    x = torch.randn(2, 256, 4, 4)
+    expected = x
+    for k in "123":
+        norm = getattr(block, f"bn{k}")
+        expected = torch.relu(
+            torch.nn.functional.batch_norm(
+                getattr(block, f"conv{k}")(expected), norm.running_mean, norm.running_var
+            )
+        )
+    torch.testing.assert_close(block(x), expected)

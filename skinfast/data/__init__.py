@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from skinfast.data.balanced_batches import BalancedBatches
     from skinfast.data.batches import DeviceBatches
     from skinfast.data.classes import CLASS_NAMES, CLASSES, HAM10000_COUNTS
     from skinfast.data.dataset import HAM10000, LesionDataset
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from skinfast.data.synthetic import SyntheticLesions
 
 _MODULE_OF = {
+    "BalancedBatches": "balanced_batches",
     "CLASSES": "classes",
     "CLASS_NAMES": "classes",
     "DeviceBatches": "batches",
@@ -49,6 +51,7 @@ __all__ = [
     "HAM10000",
     "HAM10000_COUNTS",
     "RESAMPLING_METHODS",
+    "BalancedBatches",
     "DeviceBatches",
     "LesionDataset",
     "Record",

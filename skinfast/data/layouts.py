@@ -95,6 +95,14 @@ def find_records(root: str | os.PathLike[str], image_size: int = 64) -> list[Rec
     raise SkinfastError(f"no metadata in {root}: looked for {looked_for}; {mend}")
 
 
+def metadata_tables(root: str | os.PathLike[str]) -> list[Path]:
+    """The ``HAM10000_metadata`` tables under a data folder, sorted; none for a single file."""
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        return []
+    return sorted(path for path in _walk(root) if path.name in METADATA_NAMES)
+
+
 def _walk(root: Path) -> Iterator[Path]:
     """Every file under ``root``, links followed, no folder entered twice."""
 

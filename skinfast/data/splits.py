@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from dataclasses import dataclass
@@ -27,8 +28,10 @@ class Split:
     test: npt.NDArray[np.int64]
 
 
-def make_split(dataset: LesionDataset, kind: str, seed: int = 0) -> Split:
-    """Split ``dataset`` 80/20 by ``"image"`` or by ``"lesion"``.
+def make_split(
+    dataset: LesionDataset, kind: str, seed: int = 0, *, num_folds: int = 5, fold: int = 0
+) -> Split:
+    """Split ``dataset`` 80/20 by ``"image"``, or by ``"lesion"`` with one of the folds as test set.
 
     Raises:
         SkinfastError: another kind, a dataset without lesion ids split by lesion, or too few
@@ -38,7 +41,7 @@ def make_split(dataset: LesionDataset, kind: str, seed: int = 0) -> Split:
     if kind == "image":
         return split_by_image(labels, seed=seed)
     if kind == "lesion":
-        return split_by_lesion(labels, dataset.groups(), seed=seed)
+        return split_by_lesion(labels, dataset.groups(), 1 / num_folds, seed, fold)
     raise SkinfastError(f"unknown split {kind!r}; choose {' or '.join(SPLIT_KINDS)}")
 
 
@@ -82,22 +85,28 @@ def split_by_image(labels: npt.ArrayLike, test_fraction: float = 0.2, seed: int 
 
 
 def split_by_lesion(
-    labels: npt.ArrayLike, groups: npt.ArrayLike, test_fraction: float = 0.2, seed: int = 0
+    labels: npt.ArrayLike,
+    groups: npt.ArrayLike,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    fold: int = 0,
 ) -> Split:
-    """Take the first of k folds of lesions as the test set: no lesion is on both sides.
+    """Take one of k folds of lesions as the test set: no lesion is on both sides.
 
     The folds are scikit-learn's ``StratifiedGroupKFold``, shuffled, with k = 1 / test_fraction:
-    whole lesions, each class as near to its proportion as they allow.
+    whole lesions, each class as near to its proportion as they allow. The test sets of all k folds
+    hold every image once.
 
     Args:
         labels: integer ``[N]``.
         groups: the lesion of each image, integer ``[N]``.
         test_fraction: 1/k for a whole k of at least 2, such as 0.5, 0.25, 0.2, 0.1.
-        seed: the same seed makes the same split.
+        seed: the same seed makes the same folds.
+        fold: which of the folds, from 0 to k - 1.
 
     Raises:
-        SkinfastError: a fraction that is no 1/k, as many labels as groups not given, or a
-            training or test set that would be empty.
+        SkinfastError: a fraction that is no 1/k, a fold that is not there, as many labels as
+            groups not given, or a training or test set that would be empty.
     """
     from sklearn.model_selection import StratifiedGroupKFold  # slow to import
 
@@ -112,6 +121,8 @@ def split_by_lesion(
         raise SkinfastError(
             f"test fraction {test_fraction} is not 1/k; by lesion choose 0.5, 0.25, 0.2 or 0.1"
         )
+    if not 0 <= fold < num_folds:
+        raise SkinfastError(f"fold is {fold}; there are folds 0 to {num_folds - 1}")
     num_lesions = len(np.unique(groups))
     if num_lesions < num_folds or np.bincount(labels).max() < num_folds:
         raise SkinfastError(
@@ -122,7 +133,7 @@ def split_by_lesion(
     with warnings.catch_warnings():
         # A class with fewer images than folds is missing from some of them; one fold is used here.
         warnings.filterwarnings("ignore", message="The least populated class")
-        train, test = next(folds.split(labels, labels, groups))
+        train, test = next(itertools.islice(folds.split(labels, labels, groups), fold, None))
     if not len(train) or not len(test):
         raise SkinfastError(
             f"the {'test' if len(train) else 'training'} set is empty: "

@@ -18,10 +18,13 @@ from skinfast.data.decoding import BadImageError, decode_image
 from skinfast.data.splits import Split
 from skinfast.environment import environment
 from skinfast.errors import SkinfastError
+from skinfast.evaluation.calibration import calibration_figures, with_temperature
 from skinfast.evaluation.metrics import classification_metrics
+from skinfast.evaluation.temperature import read_calibration, read_temperature
+from skinfast.evaluation.test_time_augmentation import MeanOverViews
 from skinfast.files import atomic_path, atomic_write_text
 from skinfast.training.config import TrainConfig
-from skinfast.training.model_file import load_model
+from skinfast.training.model_file import ModelDescription, load_model
 from skinfast.training.problem import Problem, choose_device, prepare
 from skinfast.training.run_folder import RunFolder
 from skinfast.training.step import logits_of
@@ -38,6 +41,7 @@ def evaluate_run(
     data: str | None = None,
     device: str | None = None,
     problem: Problem | None = None,
+    test_time_augmentation: bool | None = None,
 ) -> tuple[dict[str, Any], Problem, torch.Tensor]:
     """Apply a run's model to its test images, or to other data.
 
@@ -49,10 +53,15 @@ def evaluate_run(
         data: another data folder; None means the one of the run.
         device: another device; None means the one of the run.
         problem: the run's own prepared data, where the caller has it.
+        test_time_augmentation: mean over the eight views of each image; None means as the run's
+            settings say.
 
     Returns:
         The metrics of ``classification_metrics``, the data, and the probabilities, float32
-        ``[N, C]`` in the order of ``split.test``.
+        ``[N, C]`` in the order of ``split.test``. The metrics have ``calibration`` as well (see
+        ``calibration_figures``) and, where the run has a temperature that was fitted to such
+        answers (see ``read_temperature``), ``temperature`` and ``calibrated``: the same figures
+        with it, without the images that it was fitted on. The probabilities are the model's own.
 
     Raises:
         SkinfastError: the run folder or the data cannot be used.
@@ -67,10 +76,43 @@ def evaluate_run(
     if data is not None:
         problem = dataclasses.replace(problem, split=_test_images(run, problem))
     problem = dataclasses.replace(problem, mean=description.mean, std=description.std)
+    if test_time_augmentation is None:
+        test_time_augmentation = config.test_time_augmentation
+    if test_time_augmentation:
+        model = MeanOverViews(model)
     logits = logits_of(model, problem.test_batches(), problem.device, config.precision)
     probabilities = torch.softmax(logits, 1).cpu()
     labels = problem.dataset.labels[problem.split.test]
-    return classification_metrics(labels, probabilities, CLASSES), problem, probabilities
+    metrics = classification_metrics(labels, probabilities, CLASSES)
+    fitted = read_calibration(run.directory)
+    if fitted is not None and fitted["test_time_augmentation"] != test_time_augmentation:
+        fitted = None
+    metrics |= _calibration(fitted, problem, labels.numpy(), probabilities.numpy())
+    return metrics, problem, probabilities
+
+
+def _calibration(
+    fitted: dict[str, Any] | None, problem: Problem, labels: np.ndarray, probabilities: np.ndarray
+) -> dict[str, Any]:
+    """How far the probabilities can be believed, as they are and with the fitted temperature."""
+    dataset, test, seed = problem.dataset, problem.split.test, problem.config.seed
+    groups = np.arange(len(dataset)) if dataset.lesion_ids is None else dataset.groups()
+    groups = groups[test]
+    figures = calibration_figures(labels, probabilities, CLASSES, groups=groups, seed=seed)
+    if fitted is None:
+        return {"calibration": figures}
+    names = np.array(dataset.image_ids)[test]
+    fresh = ~np.isin(names, fitted["fitted_image_ids"])
+    if not fresh.any():
+        return {"calibration": figures}
+    scaled = with_temperature(probabilities[fresh], fitted["temperature"])
+    return {
+        "calibration": figures,
+        "temperature": fitted["temperature"],
+        "calibrated": calibration_figures(
+            labels[fresh], scaled, CLASSES, groups=groups[fresh], seed=seed
+        ),
+    }
 
 
 def write_result(
@@ -92,6 +134,7 @@ def write_result(
     result = {
         **metrics,
         "epochs": epochs[-1]["epoch"],
+        "kept_epoch": _kept_epoch(epochs),
         "train_seconds": sum(epoch["seconds"] for epoch in epochs),
         "data": {
             "source": _source(problem),
@@ -99,17 +142,21 @@ def write_result(
             "num_train": len(problem.train_indices),
             "num_test": len(test),
             "skipped": [list(entry) for entry in dataset.skipped],
+            "class_counts": dataset.class_counts(),
             "class_counts_train": _class_counts(problem, problem.train_indices),
             "class_counts_test": _class_counts(problem, test),
         },
         "environment": environment(problem.device),
     }
     labels = dataset.labels[test].numpy()
+    # Where lesions are not known every image counts as one of its own.
+    lesion_ids = dataset.lesion_ids or dataset.image_ids
     sample_index = _sample_index(labels)
     with atomic_path(run.directory / "predictions.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             image_ids=np.array([dataset.image_ids[i] for i in test]),
+            lesion_ids=np.array([lesion_ids[i] for i in test]),
             labels=labels,
             probabilities=probabilities.numpy(),
             sample_index=sample_index,
@@ -123,31 +170,40 @@ def predict(
     directory: str | os.PathLike[str],
     images: Sequence[str | os.PathLike[str]],
     device: str = "auto",
+    *,
+    test_time_augmentation: bool | None = None,
 ) -> list[dict[str, Any]]:
     """Classify image files with a trained run.
 
+    Args:
+        directory: the run folder.
+        images: the files.
+        device: auto, cpu, cuda or cuda:N.
+        test_time_augmentation: as for ``evaluate_run``.
+
     Returns:
-        For each image ``{"image", "class", "probability", "probabilities": {class: p}}``.
+        For each image ``{"image", "class", "probability", "probabilities": {class: p},
+        "temperature"}``. The probabilities are calibrated where the run has a temperature that was
+        fitted to such answers (see ``read_temperature``); where it has none, ``"temperature"`` is
+        None and they are the model's.
 
     Raises:
         SkinfastError: the run folder or an image cannot be used.
     """
     chosen = choose_device(device)
-    model, description = load_model(RunFolder(directory).model_file, chosen)
-    pixels = torch.from_numpy(
-        np.stack([_decode(Path(path), description.image_size) for path in images])
-    )
-    batches = DeviceBatches(
-        pixels,
-        torch.zeros(len(pixels), dtype=torch.int64),
-        np.arange(len(pixels)),
-        _IMAGES_AT_ONCE,
-        device=chosen,
-        mean=description.mean,
-        std=description.std,
-        shuffle=False,
-    )
-    probabilities = torch.softmax(logits_of(model, batches, chosen, "float32"), 1)
+    run = RunFolder(directory)
+    model, description = load_model(run.model_file, chosen)
+    _, batches = load_pictures(images, description, chosen, at_once=_IMAGES_AT_ONCE)
+    if test_time_augmentation is None:
+        # A folder with the model alone predicts too.
+        settings = TrainConfig.load(run.config_file) if run.config_file.exists() else TrainConfig()
+        test_time_augmentation = settings.test_time_augmentation
+    if test_time_augmentation:
+        model = MeanOverViews(model)
+    probabilities = torch.softmax(logits_of(model, batches, chosen, "float32"), 1).cpu().numpy()
+    temperature = read_temperature(directory, test_time_augmentation)
+    if temperature is not None:
+        probabilities = with_temperature(probabilities, temperature)
     predictions = []
     for image, row in zip(images, probabilities.tolist(), strict=True):
         by_class = dict(zip(description.classes, row, strict=True))
@@ -158,9 +214,36 @@ def predict(
                 "class": best,
                 "probability": by_class[best],
                 "probabilities": by_class,
+                "temperature": temperature,
             }
         )
     return predictions
+
+
+def load_pictures(
+    images: Sequence[str | os.PathLike[str]],
+    description: ModelDescription,
+    device: torch.device,
+    *,
+    at_once: int,
+) -> tuple[np.ndarray, DeviceBatches]:
+    """Image files as a model takes them: uint8 ``[N, H, W, 3]``, and batches of ``at_once``.
+
+    Raises:
+        SkinfastError: an image cannot be used.
+    """
+    pixels = np.stack([_decode(Path(path), description.image_size) for path in images])
+    batches = DeviceBatches(
+        torch.from_numpy(pixels),
+        torch.zeros(len(pixels), dtype=torch.int64),
+        np.arange(len(pixels)),
+        at_once,
+        device=device,
+        mean=description.mean,
+        std=description.std,
+        shuffle=False,
+    )
+    return pixels, batches
 
 
 def _decode(path: Path, image_size: int) -> np.ndarray:
@@ -180,6 +263,14 @@ def _test_images(run: RunFolder, problem: Problem) -> Split:
     else:
         test = np.arange(len(names))
     return Split(np.setdiff1d(np.arange(len(names)), test), test)
+
+
+def _kept_epoch(epochs: Sequence[dict[str, Any]]) -> int:
+    """The epoch whose weights the model has: the best in validation, else the last."""
+    score = "validation_balanced_accuracy"
+    if score not in epochs[-1]:
+        return epochs[-1]["epoch"]
+    return max(epochs, key=lambda epoch: epoch[score])["epoch"]  # the first of equals, as training
 
 
 def _source(problem: Problem) -> str:

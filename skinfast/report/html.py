@@ -18,6 +18,7 @@ import numpy.typing as npt
 from skinfast.data.classes import CLASS_NAMES
 from skinfast.files import atomic_write_text
 from skinfast.report import plots
+from skinfast.report.calibration import calibration_drawings
 from skinfast.report.run_folder import Run, read_run
 
 
@@ -48,29 +49,46 @@ def write_report(run_directory: str | os.PathLike[str]) -> Path:
 def render(run: Run) -> str:
     """Return the report as an HTML page."""
     # Only a run that could be read is worth the wait for this import.
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(
-        figure=_figure, duration=_duration, setting=_setting, png_uri=_png_uri
-    )
-    template = importlib.resources.files("skinfast.report").joinpath("report.html.j2")
     result = run.result
-    return environment.from_string(template.read_text(encoding="utf-8")).render(
+    return page(
+        "report.html.j2",
         config=run.config,
         result=result,
         data=result["data"],
         samples=run.samples,
         full_name=lambda name: CLASS_NAMES.get(name, name),
         majority=max(result["per_class"], key=lambda entry: entry["support"])["name"],
+        weakest=min(
+            (entry for entry in result["per_class"] if entry["support"]),
+            key=lambda entry: entry["recall"],
+        ),
         confusion=_confusion_rows(result["confusion_matrix"]),
         speed=_median_speed(run.epochs),
         loss_svg=Markup(plots.loss_curves(run.epochs)),
         accuracy_svg=Markup(plots.accuracy_curves(run.epochs, result["majority_accuracy"])),
+        calibration=run.calibration,
+        **calibration_drawings(run.calibration),
     )
+
+
+def page(template: str, **values: Any) -> str:
+    """Fill a template of this package, which gives every page one style, with escaped values."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    folder = importlib.resources.files("skinfast.report")
+    environment = Environment(
+        loader=FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        figure=_figure, duration=duration, percent=_percent, setting=_setting, png_uri=_png_uri
+    )
+    return environment.get_template(template).render(values)
 
 
 def _confusion_rows(matrix: list[list[int]]) -> list[list[tuple[int, float, str]]]:
@@ -98,7 +116,8 @@ def _figure(value: float | None) -> str:
     return "n/a" if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in the unit that reads best."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # matplotlib knows no CSS: it draws in these colours, and the SVG text gets the page's instead, so
 # that one picture reads well on light, on dark and on paper.
-_INK, _RULE, _TRAIN, _TEST = "#000001", "#000002", "#000003", "#000004"
+INK, RULE, TRAIN, TEST = "#000001", "#000002", "#000003", "#000004"
 _CSS_COLOURS = {
-    _INK: "currentColor",
-    _RULE: "var(--rule)",
-    _TRAIN: "var(--train)",
-    _TEST: "var(--test)",
+    INK: "currentColor",
+    RULE: "var(--rule)",
+    TRAIN: "var(--train)",
+    TEST: "var(--test)",
 }
 
 _STYLE: dict[Any, Any] = {
@@ -27,24 +28,24 @@ _STYLE: dict[Any, Any] = {
     "font.size": 11,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.grid.axis": "y",
-    "grid.color": _RULE,
+    "grid.color": RULE,
     "grid.linewidth": 0.8,
     "legend.frameon": False,
     "legend.borderaxespad": 0,
     "legend.borderpad": 0,
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "ytick.major.size": 0,
 }
 
@@ -77,37 +78,48 @@ def accuracy_curves(epochs: Sequence[dict[str, Any]], majority: float) -> str:
 def _curves(
     epochs: Sequence[dict[str, Any]], quantity: str, title: str, majority: float | None
 ) -> str:
-    # matplotlib takes a second to import.
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    def draw(figure: Figure) -> str:
+        from matplotlib.ticker import MaxNLocator
 
-    # rcdefaults first: a user's own matplotlibrc must not change the report.
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-
-        figure = Figure(figsize=(5.6, 3.5), layout="constrained")
         axes = figure.add_subplot()
         ends = [
-            _draw(axes, epochs, f"train_{quantity}", "train", color=_TRAIN, linestyle="--"),
-            _draw(axes, epochs, f"test_{quantity}", "test", color=_TEST, linestyle="-"),
+            _draw(axes, epochs, f"train_{quantity}", "train", color=TRAIN, linestyle="--"),
+            _draw(axes, epochs, f"test_{quantity}", "test", color=TEST, linestyle="-"),
         ]
         if majority is not None:
-            axes.axhline(
-                majority, color=_INK, linestyle=":", label=f"majority class {majority:.3f}"
-            )
+            axes.axhline(majority, color=INK, linestyle=":", label=f"majority class {majority:.3f}")
             ends.append(f"always answering the majority class gives {majority:.3f}")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         # Above the axes, where no curve can run through it.
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=3)
+        return f"{title} by epoch: {'; '.join(ends)}."
 
+    return svg_of(draw, quantity)
+
+
+def svg_of(draw: Callable[[Figure], str], name: str, size: tuple[float, float] = (5.6, 3.5)) -> str:
+    """Let ``draw`` fill a figure of ``size`` inches and say in words what it shows.
+
+    It draws in ``INK``, ``RULE``, ``TRAIN`` and ``TEST``, which the page gives their colours.
+
+    Returns:
+        As ``loss_curves``; ``name`` sets its ids apart from those of the page's other drawings.
+    """
+    # matplotlib takes a second to import.
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    # rcdefaults first: a user's own matplotlibrc must not change the report.
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        figure = Figure(figsize=size, layout="constrained")
+        description = draw(figure)
         buffer = io.StringIO()
         FigureCanvasSVG(figure).print_svg(buffer, metadata=_NO_METADATA)
-
-    return _for_html(buffer.getvalue(), quantity, f"{title} by epoch: {'; '.join(ends)}.")
+    return _for_html(buffer.getvalue(), name, description)
 
 
 def _draw(axes: Axes, epochs: Sequence[dict[str, Any]], key: str, label: str, **style: Any) -> str:

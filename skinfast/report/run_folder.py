@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skinfast.errors import SkinfastError
+from skinfast.report.calibration import Calibration, read_calibration
 
 _ARRAYS = ("image_ids", "labels", "probabilities", "sample_index", "sample_images")
 
@@ -95,10 +96,11 @@ class Run:
     epochs: list[dict[str, Any]]
     result: dict[str, Any]
     samples: list[Sample]
+    calibration: Calibration | None
 
 
 def read_run(directory: str | os.PathLike[str]) -> Run:
-    """Read ``config.json``, ``metrics.jsonl``, ``result.json`` and ``predictions.npz``.
+    """Read the files of a run; ``calibration.json`` is the one that may be missing.
 
     Raises:
         SkinfastError: the folder or a file is missing, cut off or lacks a key; the line names the
@@ -120,7 +122,7 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
     _check_result(result, str(result_path))
 
     samples = _read_samples(directory / "predictions.npz", result["classes"])
-    return Run(config, epochs, result, samples)
+    return Run(config, epochs, result, samples, read_calibration(directory, result))
 
 
 def _broken(where: str, what: str) -> SkinfastError:

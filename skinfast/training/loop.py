@@ -14,14 +14,18 @@ from torch import nn
 from tqdm import tqdm
 
 from skinfast.data import CLASSES, DeviceBatches, class_weights
-from skinfast.errors import SkinfastError
+from skinfast.errors import DivergedError
 from skinfast.models import build_model
-from skinfast.nn import CrossEntropyLoss
 from skinfast.optim import Adam
+from skinfast.training.augmentation import Augmentation
+from skinfast.training.averaging import averaged_model
 from skinfast.training.config import TrainConfig
+from skinfast.training.early_stopping import BestEpoch
+from skinfast.training.losses import loss_function
 from skinfast.training.model_file import ModelDescription, save_model
 from skinfast.training.problem import Problem, prepare
 from skinfast.training.run_folder import RunFolder
+from skinfast.training.schedule import learning_rate_schedule
 from skinfast.training.step import Totals, TrainStep, logits_of
 
 
@@ -45,8 +49,8 @@ def train(
         on_epoch: called with each finished epoch's line of metrics.jsonl.
 
     Raises:
-        SkinfastError: a setting, the data or the run folder cannot be used; or the loss stopped
-            being finite.
+        SkinfastError: a setting, the data or the run folder cannot be used.
+        DivergedError: the loss stopped being finite.
         OSError: the run folder cannot be written.
     """
     problem = problem or prepare(config)
@@ -61,49 +65,66 @@ def train(
         config.save(run.config_file)
     else:
         run.create(config)
+    train_batches, test_batches = problem.train_batches(), problem.test_batches()
     optimizer = Adam(
         model.parameters(),
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         weight_decay=config.weight_decay,
+        decoupled_weight_decay=config.decoupled_weight_decay,
     )
+    schedule = learning_rate_schedule(optimizer, config, len(train_batches))
+    average = averaged_model(model, config.ema_decay) if config.ema_decay else None
+    best = BestEpoch(config.patience) if config.validation_fraction else None
+    # What a checkpoint holds: everything that changes as the run goes on.
+    parts: dict[str, Any] = {
+        "model": model,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "average": average,
+        "best": best,
+    }
+    parts = {name: part for name, part in parts.items() if part is not None}
     done = 0
     if state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
         done = state["epoch"]
     epochs = run.read_metrics(up_to_epoch=done)
 
     train_labels = problem.dataset.labels[problem.train_indices]
-    loss_function = CrossEntropyLoss(
-        weight=class_weights(train_labels) if config.class_weights else None,
-        label_smoothing=config.label_smoothing,
-        backend=config.backend,
-    ).to(problem.device)
+    weight = class_weights(train_labels) if config.class_weights else None
     step = TrainStep(
         model,
         optimizer,
-        loss_function,
+        loss_function(config, weight).to(problem.device),
         device=problem.device,
         precision=config.precision,
         capture=config.backend == "skinfast" and problem.device.type == "cpu",
     )
-    train_batches, test_batches = problem.train_batches(), problem.test_batches()
+    augmentation = Augmentation(config.rotate, config.color_jitter, config.seed)
+    measured = model if average is None else average.module
 
     for epoch in range(done + 1, config.epochs + 1):
+        if best is not None and best.should_stop(epoch - 1):
+            break
         started = time.perf_counter()
         model.train()
         train_batches.set_epoch(epoch)
+        learning_rate = optimizer.param_groups[0]["lr"]
         # disable=None: a bar on a terminal, nothing elsewhere.
-        for images, labels in tqdm(
-            train_batches, f"epoch {epoch}/{config.epochs}", disable=None, leave=False
-        ):
-            step(images, labels)
+        bar = tqdm(train_batches, f"epoch {epoch}/{config.epochs}", disable=None, leave=False)
+        for batch, (images, labels) in enumerate(bar):
+            step(augmentation(images, epoch, batch), labels)
+            if schedule is not None:
+                schedule.step()
+            if average is not None:
+                average.update_parameters(model)
         train_loss, train_accuracy = step.take_totals()
         seconds = time.perf_counter() - started
 
-        test_loss, test_accuracy = _test(model, problem, test_batches)
+        test_loss, test_accuracy = _test(measured, problem, test_batches)
         epochs.append(
             {
                 "epoch": epoch,
@@ -111,17 +132,21 @@ def train(
                 "train_accuracy": train_accuracy,
                 "test_loss": test_loss,
                 "test_accuracy": test_accuracy,
-                "learning_rate": optimizer.param_groups[0]["lr"],
+                "learning_rate": learning_rate,
                 "seconds": seconds,
                 "images_per_second": len(train_batches.indices) / seconds,
             }
         )
+        if best is not None:
+            balanced_accuracy = _validate(measured, problem)
+            epochs[-1]["validation_balanced_accuracy"] = balanced_accuracy
+            best.see(epoch, balanced_accuracy, measured)
         run.write_metrics(epochs)
         if on_epoch:
             on_epoch(epochs[-1])
         # The test loss tells of the last update too, which no training loss has seen yet.
         if not math.isfinite(train_loss) or not math.isfinite(test_loss):
-            raise SkinfastError(
+            raise DivergedError(
                 f"the loss is not finite after epoch {epoch}; lower --lr (it is {config.lr})"
             )
         run.save_checkpoint(
@@ -129,15 +154,16 @@ def train(
                 "model_name": config.model,
                 "data": problem.fingerprint(),
                 "epoch": epoch,
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
+                **{name: part.state_dict() for name, part in parts.items()},
             }
         )
 
+    if best is not None:
+        measured.load_state_dict(best.weights)
     description = ModelDescription(
         config.model, config.image_size, CLASSES, problem.mean, problem.std
     )
-    save_model(run.model_file, model, description)
+    save_model(run.model_file, measured, description)
     return run
 
 
@@ -148,3 +174,14 @@ def _test(model: nn.Module, problem: Problem, batches: DeviceBatches) -> tuple[f
     totals = Totals(problem.device)
     totals.add(nn.functional.cross_entropy(logits, labels), logits, labels)
     return totals.take()
+
+
+def _validate(model: nn.Module, problem: Problem) -> float:
+    """Balanced accuracy over the validation part; the test images have no say in it."""
+    batches = problem.validation_batches()
+    logits = logits_of(model, batches, problem.device, problem.config.precision).cpu()
+    labels = problem.dataset.labels[problem.validation_indices]
+    right = torch.bincount(labels[logits.argmax(1) == labels], minlength=len(CLASSES))
+    count = torch.bincount(labels, minlength=len(CLASSES))
+    present = count > 0
+    return float((right[present] / count[present]).mean())

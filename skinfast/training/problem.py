@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -19,7 +19,10 @@ from skinfast.data import (
     channel_statistics,
     make_split,
     resample,
+    split_by_image,
+    split_by_lesion,
 )
+from skinfast.data.balanced_batches import BalancedBatches
 from skinfast.errors import SkinfastError
 from skinfast.models import CHANNELS_LAST_MODELS
 from skinfast.training.config import TrainConfig
@@ -31,8 +34,9 @@ class Problem:
 
     Attributes:
         split: indices of the training and test images.
-        train_indices: the training images after re-sampling.
-        mean, std: of R, G and B over the training images, in units where 255 is 1.
+        train_indices: the training images, less those of the validation part, after re-sampling.
+        validation_indices: the images of the validation part, in order; often none.
+        mean, std: of R, G and B over the images that train, in units where 255 is 1.
     """
 
     config: TrainConfig
@@ -42,6 +46,9 @@ class Problem:
     train_indices: npt.NDArray[np.int64]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    validation_indices: npt.NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros(0, dtype=np.int64)
+    )
 
     def train_batches(self) -> DeviceBatches:
         """The training images, shuffled every epoch.
@@ -51,8 +58,16 @@ class Problem:
         """
         lonely = len(self.train_indices) % self.config.batch_size == 1 < self.config.batch_size
         return self._batches(
-            self.train_indices, shuffle=True, augment=self.config.augment, drop_last=lonely
+            self.train_indices,
+            shuffle=True,
+            augment=self.config.augment,
+            drop_last=lonely,
+            kind=BalancedBatches if self.config.balanced_batches else DeviceBatches,
         )
+
+    def validation_batches(self) -> DeviceBatches:
+        """The images of the validation part, in the order of ``validation_indices``."""
+        return self._batches(self.validation_indices, shuffle=False, augment=False)
 
     def test_batches(self) -> DeviceBatches:
         """The test images, in the order of ``split.test``."""
@@ -65,8 +80,9 @@ class Problem:
         shuffle: bool,
         augment: bool,
         drop_last: bool = False,
+        kind: type[DeviceBatches] = DeviceBatches,
     ) -> DeviceBatches:
-        return DeviceBatches(
+        return kind(
             *self._resident,
             indices,
             self.config.batch_size,
@@ -107,10 +123,26 @@ def prepare(config: TrainConfig) -> Problem:
         dataset = SyntheticLesions(image_size=config.image_size)
     else:
         dataset = HAM10000(config.data, config.image_size, skip_bad_images=config.skip_bad_images)
-    split = make_split(dataset, config.split, config.seed)
-    mean, std = channel_statistics(dataset.images, split.train)
-    train_indices = resample(split.train, dataset.labels, config.sampling, config.seed)
-    return Problem(config, device, dataset, split, train_indices, mean, std)
+    split = make_split(dataset, config.split, config.seed, num_folds=config.folds, fold=config.fold)
+    train, validation = _set_aside(config, dataset, split.train)
+    mean, std = channel_statistics(dataset.images, train)
+    train = resample(train, dataset.labels, config.sampling, config.seed)
+    return Problem(config, device, dataset, split, train, mean, std, validation)
+
+
+def _set_aside(
+    config: TrainConfig, dataset: LesionDataset, train: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Part the training images as the test images were parted: what trains, what validates."""
+    if not config.validation_fraction:
+        return train, train[:0]
+    labels = dataset.labels.numpy()[train]
+    if config.split == "lesion":
+        groups = dataset.groups()[train]
+        parts = split_by_lesion(labels, groups, config.validation_fraction, config.seed)
+    else:
+        parts = split_by_image(labels, config.validation_fraction, config.seed)
+    return train[parts.train], train[parts.test]
 
 
 def choose_device(name: str) -> torch.device:

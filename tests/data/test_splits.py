@@ -57,6 +57,21 @@ def test_by_lesion_other_fractions(fraction: float) -> None:
     assert len(split.test) == pytest.approx(fraction * len(SMALL_LABELS), rel=0.2)
 
 
+def test_the_folds_of_a_split_by_lesion_test_every_image_once() -> None:
+    folds = [split_by_lesion(SMALL_LABELS, SMALL_GROUPS, 0.25, 3, fold) for fold in range(4)]
+    for split in folds:
+        assert_partition(split, len(SMALL_LABELS))
+        assert not set(SMALL_GROUPS[split.train]) & set(SMALL_GROUPS[split.test])
+    tested = np.concatenate([split.test for split in folds])
+    assert sorted(tested) == list(range(len(SMALL_LABELS)))
+    through_dataset = make_split(dataset(), "lesion", 3, num_folds=4, fold=2)
+    groups = dataset().groups()
+    by_hand = split_by_lesion(SMALL_LABELS, groups, 0.25, 3, 2)
+    np.testing.assert_array_equal(through_dataset.test, by_hand.test)
+    with pytest.raises(SkinfastError, match="fold is 4; there are folds 0 to 3"):
+        split_by_lesion(SMALL_LABELS, SMALL_GROUPS, 0.25, 3, 4)
+
+
 @pytest.mark.parametrize("kind", ["image", "lesion"])
 def test_seeds(kind: str) -> None:
     def split(seed: int) -> Split:

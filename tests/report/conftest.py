@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skinfast.evaluation import classification_metrics
+from skinfast.evaluation import calibration_figures, classification_metrics
+from skinfast.evaluation.calibration import with_temperature
+from skinfast.evaluation.temperature import checksum
 
 CLASSES = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
 TEST_COUNTS = [65, 103, 220, 23, 223, 1341, 28]
@@ -27,6 +29,7 @@ def write_run(
     image_ids: Callable[[int], str] = "ISIC_{:07d}".format,
     source: str = "HAM10000, folder ham10000",
     skipped: tuple[tuple[str, str], ...] = (("ISIC_0031234", "the file is cut off"),),
+    temperature: float | None = None,
 ) -> Path:
     rng = np.random.default_rng(0)
     labels = np.arange(7).repeat(TEST_COUNTS)
@@ -63,6 +66,7 @@ def write_run(
     ]
     result = {
         **classification_metrics(labels, probabilities, class_names),
+        "calibration": calibration_figures(labels, probabilities, class_names),
         "environment": {
             "skinfast": "0.1.0",
             "python": "3.11.2",
@@ -87,6 +91,9 @@ def write_run(
     (directory / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in epochs))
     (directory / "result.json").write_text(json.dumps(result))
 
+    if temperature is not None:
+        write_calibration(directory, temperature, labels, probabilities, class_names)
+
     index = np.sort(rng.choice(len(labels), size=num_samples, replace=False))
     np.savez_compressed(
         directory / "predictions.npz",
@@ -97,6 +104,35 @@ def write_run(
         sample_images=np.stack([blob(rng) for _ in index]) if num_samples else blob(rng)[:0, None],
     )
     return directory
+
+
+def write_calibration(
+    directory: Path,
+    temperature: float,
+    labels: np.ndarray[Any, np.dtype[np.int64]],
+    probabilities: np.ndarray[Any, np.dtype[np.float64]],
+    class_names: list[str],
+) -> None:
+    """``calibration.json``, for every second image, and weights for it to belong to."""
+    weights = directory / "model.safetensors"
+    weights.write_bytes(b"weights")
+    before, after = (
+        calibration_figures(labels[1::2], p[1::2], class_names)
+        for p in (probabilities, with_temperature(probabilities, temperature))
+    )
+    calibration = {
+        "temperature": temperature,
+        "num_fitted": len(labels[::2]),
+        "num_measured": len(labels[1::2]),
+        "grouped_by_lesion": True,
+        "lesions_shared_with_training": 707,
+        "before": before,
+        "after": after,
+        "test_time_augmentation": False,
+        "model_sha256": checksum(weights),
+        "fitted_image_ids": [],
+    }
+    (directory / "calibration.json").write_text(json.dumps(calibration))
 
 
 def blob(rng: np.random.Generator, size: int = 64) -> np.ndarray[Any, np.dtype[np.uint8]]:

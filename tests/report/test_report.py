@@ -104,7 +104,7 @@ def test_says_what_the_run_says(make_run: MakeRun) -> None:
 
 
 def test_page_is_self_contained_and_accessible(make_run: MakeRun) -> None:
-    html, page = render(make_run())
+    html, page = render(make_run(temperature=1.2))
     assert html.startswith("<!DOCTYPE html>\n")
     assert page.all("html") == [{"lang": "en"}]
     assert any(meta.get("name") == "viewport" for meta in page.all("meta"))
@@ -126,12 +126,12 @@ def test_page_is_self_contained_and_accessible(make_run: MakeRun) -> None:
 
     assert len(page.all("img")) == 12
     assert all(image["alt"] for image in page.all("img"))
-    assert len(page.all("svg")) == 2
+    assert len(page.all("svg")) == 4
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
 
 
 def test_plots_take_every_colour_from_the_page(make_run: MakeRun) -> None:
-    html, page = render(make_run())
+    html, page = render(make_run(temperature=1.2))
     drawings = "".join(re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL))
     assert not re.search(r"(fill|stroke): ?#", drawings)
     assert "majority class 0.669" in page.words()
@@ -154,6 +154,86 @@ def test_right_and_wrong_are_said_in_words(make_run: MakeRun) -> None:
 def test_licence_is_stated_for_ham10000_only(make_run: MakeRun) -> None:
     assert "CC BY-NC 4.0" in render(make_run())[1].words()
     assert "CC BY-NC" not in render(make_run(source="synthetic"))[1].words()
+
+
+def percent(share: float) -> str:
+    return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
+
+
+def test_calibration_is_that_of_the_run(make_run: MakeRun) -> None:
+    run = make_run()
+    figures = json.loads((run / "result.json").read_text())["calibration"]
+    _, page = render(run)
+    words = page.words()
+    low, high = figures["interval"]
+    error = figures["expected_calibration_error"]
+    assert f"as trained {error:.3f} {low:.3f} to {high:.3f}" in words
+    assert "No temperature was fitted" in words
+    assert f"the model's own, calibration error {error:.3f}" in words
+    for row in figures["risk_coverage"]:
+        shares = " ".join(percent(share) for share in row["answered"].values())
+        balanced = row["balanced_accuracy"]
+        assert (
+            f"{row['coverage']:.0%} {row['threshold']:.3f} {row['accuracy']:.3f} "
+            f"{'n/a' if balanced is None else f'{balanced:.3f}'} {shares}"
+        ) in words
+    assert any(
+        f"as trained the calibration error is {error:.3f}." in (svg["aria-label"] or "")
+        for svg in page.all("svg")
+    )
+
+
+def test_temperature_is_shown_with_what_it_was_measured_on(make_run: MakeRun) -> None:
+    run = make_run(temperature=1.25)
+    fitted = json.loads((run / "calibration.json").read_text())
+    words = render(run)[1].words()
+    for name, key in (("as trained", "before"), ("with temperature", "after")):
+        error = fitted[key]["expected_calibration_error"]
+        assert f"{name}, measured half {error:.3f}" in words
+    assert "The temperature is 1.250. It was fitted on 1,002 of the test images" in words
+    assert "no lesion being in both halves" in words
+    assert "707 test images show a lesion that trained the model too" in words
+
+
+def test_temperature_of_other_weights_is_not_shown(make_run: MakeRun) -> None:
+    run = make_run(temperature=1.25)
+    (run / "model.safetensors").write_bytes(b"trained on")
+    assert "No temperature was fitted" in render(run)[1].words()
+
+
+def test_a_run_of_before_calibration_was_measured(make_run: MakeRun) -> None:
+    run = make_run()
+    edit_json(run / "result.json", lambda result: result.pop("calibration"))
+    _, page = render(run)
+    assert "probabilities not measured against outcomes" in page.words()
+    assert len(page.all("svg")) == 2
+
+
+def test_broken_calibration(make_run: MakeRun) -> None:
+    run = make_run(temperature=1.25)
+    edit_json(run / "calibration.json", lambda fitted: fitted["after"].pop("bins"))
+    assert_refused(run, r"calibration.json lacks figures .* run `skinfast calibrate` again")
+    edit_json(run / "calibration.json", lambda fitted: fitted.pop("num_fitted"))
+    assert_refused(run, r"calibration.json lacks figures; run `skinfast calibrate` again")
+    (run / "calibration.json").write_text("{")
+    assert_refused(run, r"calibration.json cannot be used")
+    (run / "calibration.json").unlink()
+    edit_json(run / "result.json", lambda result: result.update(calibration={}))
+    assert_refused(run, r"result.json lacks figures of the calibration")
+
+
+def test_model_card_says_what_it_is_for_and_where_it_is_weak(make_run: MakeRun) -> None:
+    run = make_run()
+    weakest = min(
+        json.loads((run / "result.json").read_text())["per_class"],
+        key=lambda entry: entry["recall"],
+    )
+    words = render(run)[1].words()
+    assert "This is not a diagnostic device, and nobody has tested it as one." in words
+    assert f"recall {weakest['recall']:.3f} of {weakest['support']}" in words
+    assert "the split is by image, so photographs of one lesion can be on both sides" in words
+    edit_json(run / "config.json", lambda config: config.update(split="lesion"))
+    assert "of lesions that did not train the model" in render(run)[1].words()
 
 
 def test_a_short_run_without_samples(make_run: MakeRun) -> None:

@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from skinfast.models import build_model
 from skinfast.nn import CrossEntropyLoss
 from skinfast.optim import Adam
-from skinfast.training import TrainStep
+from skinfast.training import TrainConfig, TrainStep, load_model, train
+from skinfast.training.capture import CapturedStep
 
 CASES = [
     ("cnn", 32, "float32"),
@@ -134,3 +135,40 @@ def test_casts_of_weights_are_folded_into_adam():
         captured(*batch("resnet50", 32, 2))
     assert calls.count(torch.ops.skinfast.conv2d.default) == convolutions
     assert calls.count(torch.ops.aten._to_copy.default) <= 4  # images, logits and back, the loss
+
+
+SETTINGS = [
+    {"lr_schedule": "cosine", "warmup_epochs": 0.5, "ema_decay": 0.9, "rotate": True},
+    {"lr_schedule": "one-cycle", "loss": "focal", "class_weights": True, "color_jitter": 0.2},
+    {"lr_schedule": "step", "lr_step_epochs": 1, "weight_decay": 0.1, "ema_decay": 0.99,
+     "decoupled_weight_decay": True, "balanced_batches": True, "augment": True},
+    {"validation_fraction": 0.2, "patience": 1, "class_weights": True, "label_smoothing": 0.1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("model", ["cnn", "logistic-regression"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(settings))
+def test_no_setting_of_training_escapes_a_replay(
+    small_data, tmp_path, monkeypatch, model, precision, settings
+):
+    config = TrainConfig(data=str(small_data), model=model, image_size=32, epochs=3, batch_size=16,
+                         lr=0.01, device="cpu", precision=precision, **settings)  # fmt: skip
+    replayed = []
+    replay = CapturedStep.replay
+    monkeypatch.setattr(CapturedStep, "replay", lambda *args: (replayed.append(1), replay(*args)))
+    captured = train(config, tmp_path / "captured")
+    assert len(replayed) > 4
+    monkeypatch.setattr(
+        "skinfast.training.loop.TrainStep",
+        lambda *args, capture, **options: TrainStep(*args, **options),
+    )
+    replayed.clear()
+    eager = train(config, tmp_path / "eager")
+    assert not replayed
+    ours, theirs = (load_model(run.model_file)[0].state_dict() for run in (captured, eager))
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
+    for mine, other in zip(captured.read_metrics(3), eager.read_metrics(3), strict=True):
+        for key in other.keys() - {"seconds", "images_per_second"}:
+            assert mine[key] == other[key], key

@@ -1,0 +1,7 @@
+"""``python -m skinfast.cli``."""
+
+import sys
+
+from skinfast.cli import main
+
+sys.exit(main())

@@ -1,0 +1,46 @@
+"""``skinfast imbalance``."""
+
+from __future__ import annotations
+
+import argparse
+
+from skinfast.cli.settings import add_models, add_settings, configs_of
+from skinfast.cli.shared import Subparsers, add_command, note, print_outputs
+
+
+def add(commands: Subparsers) -> None:
+    from skinfast.experiments.imbalance import IMBALANCE_SETTINGS
+
+    command = add_command(
+        commands,
+        "imbalance",
+        _run,
+        "compare ways to deal with uneven classes: sampling, weights, focal loss",
+        "skinfast imbalance --model cnn --data data/ham10000 --epochs 30 --output runs/imbalance",
+    )
+    command.add_argument(
+        "--output", required=True, metavar="DIR", help="the folder to make, or to go on in"
+    )
+    add_models(command)
+    command.add_argument(
+        "--seeds", type=int, default=1, help="trainings of each, averaged (default: 1)"
+    )
+    command.add_argument(
+        "--jobs", type=int, default=1, help="trainings at the same time (default: 1)"
+    )
+    add_settings(command, leave_out=("model", *IMBALANCE_SETTINGS))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from skinfast.experiments import compare_imbalance_methods
+
+    content = compare_imbalance_methods(
+        # By lesion unless told otherwise: over-sampled copies of a lesion would leak even more.
+        configs_of(options, {"split": "lesion"}),
+        options.output,
+        seeds=options.seeds,
+        jobs=options.jobs,
+        on_line=note,
+    )
+    print_outputs(options, "imbalance", content)
+    return 1 if any(row["diverged"] for row in content["rows"]) else 0

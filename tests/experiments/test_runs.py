@@ -1,0 +1,136 @@
+"""The engine: every run once, stopped ones go on, other ones are refused, diverged ones named."""
+
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+
+from skinfast.errors import DivergedError, SkinfastError
+from skinfast.experiments import NamedRun, run_all, runs
+from skinfast.experiments.runs import read_outcome
+
+
+def weights(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+def named(config, count=2):
+    return [
+        NamedRun(f"group/seed-{seed}", dataclasses.replace(config, seed=seed))
+        for seed in range(count)
+    ]
+
+
+def test_runs_are_done_once(config, tmp_path):
+    lines = []
+    first = run_all(named(config), tmp_path, on_line=lines.append)
+    assert list(first.finished) == ["group/seed-0", "group/seed-1"] and not first.diverged
+    assert lines[0] == "2 runs, 0 of them finished before"
+    assert lines[1].startswith("1 of 2: group/seed-0: accuracy ")
+    folder = tmp_path / "runs" / "group" / "seed-0"
+    assert (folder / "report.html").is_file() and not (folder / "checkpoint").exists()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    lines.clear()
+    again = run_all(named(config, 3), tmp_path, on_line=lines.append)
+    assert lines[0] == "3 runs, 2 of them finished before" and len(lines) == 2
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items() if path.is_file())
+    outcome = again.finished["group/seed-1"]
+    assert outcome.config == named(config)[1].config
+    np.testing.assert_array_equal(
+        outcome.answers.probabilities, first.finished["group/seed-1"].answers.probabilities
+    )
+    assert len(set(outcome.answers.lesion_ids)) < len(outcome.answers.image_ids)
+
+
+def test_stopped_run_goes_on_to_the_same_weights(config, tmp_path, monkeypatch):
+    config = dataclasses.replace(config, epochs=3)
+    run_all(named(config, 1), tmp_path / "whole")
+
+    class StopError(Exception):
+        pass
+
+    real, calls = runs.train, []
+
+    def stopping(config, output, **options):
+        def stop(epoch):
+            if epoch["epoch"] == 2:
+                raise StopError
+
+        calls.append(options["resume"])
+        return real(config, output, on_epoch=None if options["resume"] else stop, **options)
+
+    monkeypatch.setattr(runs, "train", stopping)
+    with pytest.raises(StopError):
+        run_all(named(config, 1), tmp_path / "halves")
+    run_all(named(config, 1), tmp_path / "halves")
+    assert calls == [False, True]
+    assert weights(tmp_path / "whole/runs/group/seed-0") == weights(
+        tmp_path / "halves/runs/group/seed-0"
+    )
+
+
+def test_runs_in_parallel_equal_runs_in_turn(config, tmp_path):
+    one = run_all(named(config), tmp_path / "turn")
+    two = run_all(named(config), tmp_path / "parallel", jobs=2)
+    for name, outcome in one.finished.items():
+        np.testing.assert_allclose(
+            outcome.answers.probabilities, two.finished[name].answers.probabilities, atol=1e-6
+        )
+
+
+def test_folder_of_another_run_is_refused_before_anything_is_trained(config, tmp_path):
+    run_all([named(config, 2)[1]], tmp_path)
+    other = dataclasses.replace(config, lr=0.5)
+    with pytest.raises(SkinfastError, match=r"holds a run with --lr 0\.001, not 0\.5; choose"):
+        run_all(named(other, 2), tmp_path)
+    assert not (tmp_path / "runs/group/seed-0").exists()
+    # A device is no part of what a run is.
+    run_all(
+        [NamedRun("group/seed-1", dataclasses.replace(config, seed=1, device="auto"))], tmp_path
+    )
+
+
+def test_strange_folders_are_refused(config, tmp_path):
+    (tmp_path / "runs/group/seed-0").mkdir(parents=True)
+    (tmp_path / "runs/group/seed-0/notes.txt").write_text("mine")
+    with pytest.raises(SkinfastError, match="seed-0 exists; choose another --output"):
+        run_all(named(config), tmp_path)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SkinfastError, match="file is a file; choose another --output"):
+        run_all(named(config), tmp_path / "file")
+    with pytest.raises(SkinfastError, match="--jobs is 0; it needs to be at least 1"):
+        run_all(named(config), tmp_path / "new", jobs=0)
+
+
+def test_diverged_run_is_named_and_the_others_go_on(config, tmp_path, monkeypatch):
+    real = runs.train
+
+    def diverging(config, output, **options):
+        if config.seed == 0:
+            raise DivergedError("the loss is not finite after epoch 1; lower --lr")
+        return real(config, output, **options)
+
+    monkeypatch.setattr(runs, "train", diverging)
+    outcomes = run_all(named(config), tmp_path)
+    assert list(outcomes.finished) == ["group/seed-1"]
+    assert outcomes.diverged == {"group/seed-0": "the loss is not finite after epoch 1; lower --lr"}
+
+
+def test_killed_process_is_explained(config, tmp_path, monkeypatch):
+    class Dying(runs.ProcessPoolExecutor):
+        def submit(self, *_):
+            return super().submit(os._exit, 9)
+
+    monkeypatch.setattr(runs, "ProcessPoolExecutor", Dying)
+    with pytest.raises(SkinfastError, match="was killed, most likely for want of memory; give few"):
+        run_all(named(config), tmp_path, jobs=2)
+
+
+@pytest.mark.parametrize("name", ["result.json", "predictions.npz"])
+def test_broken_outcome_is_refused_by_name(config, tmp_path, name):
+    run_all(named(config, 1), tmp_path)
+    folder = tmp_path / "runs/group/seed-0"
+    (folder / name).write_bytes((folder / name).read_bytes()[:100])
+    with pytest.raises(SkinfastError, match=r"seed-0 is broken .*; remove it and run again"):
+        read_outcome(folder)
