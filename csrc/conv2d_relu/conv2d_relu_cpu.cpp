@@ -27,7 +27,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_backward_cpu(
   const auto shape = check_conv2d("conv2d_relu_backward", x, weight, std::nullopt, arguments);
   check_conv2d_gradient("conv2d_relu_backward", "grad_output", grad_output, x, shape);
   check_conv2d_gradient("conv2d_relu_backward", "output", output, x, shape);
-  if (!is_small_conv2d(x, weight, arguments)) {
+  if (!is_small_conv2d(x, weight, arguments) || x.size(0) == 0) {
     return general_conv2d_relu_backward(grad_output, output, x, weight, arguments,
                                         {want_input, want_weight, want_bias});
   }

@@ -89,16 +89,28 @@ SKINFAST_HOST_DEVICE void take_maximum(vector_t<A> value, lane_integers<A> posit
   argmax = replaces ? position : argmax;
 }
 
+// As it would be stored: in lower precision values that differ may become equal maxima.
+template <typename T, typename A = accumulate_t<T>>
+SKINFAST_HOST_DEVICE vector_t<A> rounded(vector_t<A> value) {
+  if constexpr (sizeof(T) == sizeof(A)) {
+    return value;
+  } else {
+    T stored[kLanes<A>];
+    store_vector(stored, value);
+    return load_vector(stored);
+  }
+}
+
 // The pixels first, ... of those that were computed together, all of one window, in which they are
 // the numbers position, ...: into the maxima of all filters, which are `stride` apart.
-template <typename A, int kFirst, int kCount, int V>
+template <typename T, int kFirst, int kCount, int V, typename A = accumulate_t<T>>
 SKINFAST_HOST_DEVICE void pool_pixels(const vector_t<A> (&sum)[kFilters][V], int64_t position,
                                       A* maxima, integer_for<A>* argmax, int64_t stride) {
   const lane_integers<A> at = lane_integers<A>{} + static_cast<integer_for<A>>(position);
   for (int k = 0; k < kFilters; ++k, maxima += stride, argmax += stride) {
-    vector_t<A> value = sum[k][kFirst];
+    vector_t<A> value = rounded<T>(sum[k][kFirst]);
     lane_integers<A> from = at;
-    if constexpr (kCount == 2) take_maximum<A>(sum[k][kFirst + 1], at + 1, value, from);
+    if constexpr (kCount == 2) take_maximum<A>(rounded<T>(sum[k][kFirst + 1]), at + 1, value, from);
     if (position > 0) {
       vector_t<A> maximum = load_vector(maxima);
       lane_integers<A> positions;
@@ -113,7 +125,7 @@ SKINFAST_HOST_DEVICE void pool_pixels(const vector_t<A> (&sum)[kFilters][V], int
 }
 
 // The row of pixels number `dh` of the windows of one output row.
-template <typename A>
+template <typename T, typename A = accumulate_t<T>>
 SKINFAST_HOST_DEVICE void convolve_row(const PooledConv2d& conv, const A* row, const A* packed,
                                        const A* bias, int64_t dh, A* maxima,
                                        integer_for<A>* argmax) {
@@ -125,8 +137,8 @@ SKINFAST_HOST_DEVICE void convolve_row(const PooledConv2d& conv, const A* row, c
     for (; column + 2 <= columns; column += 2, row += 2 * L, maxima += 2 * L, argmax += 2 * L) {
       vector_t<A> sum[kFilters][2];
       convolve_pixels<A, 2>(conv, row, packed, bias, sum);
-      pool_pixels<A, 0, 1>(sum, dh, maxima, argmax, stride);
-      pool_pixels<A, 1, 1>(sum, dh, maxima + L, argmax + L, stride);
+      pool_pixels<T, 0, 1>(sum, dh, maxima, argmax, stride);
+      pool_pixels<T, 1, 1>(sum, dh, maxima + L, argmax + L, stride);
     }
   }
   for (; column < columns; ++column, maxima += L, argmax += L) {
@@ -134,12 +146,12 @@ SKINFAST_HOST_DEVICE void convolve_row(const PooledConv2d& conv, const A* row, c
     for (; kPixels == 2 && dw + 2 <= width; dw += 2, row += 2 * L) {
       vector_t<A> sum[kFilters][2];
       convolve_pixels<A, 2>(conv, row, packed, bias, sum);
-      pool_pixels<A, 0, 2>(sum, dh * width + dw, maxima, argmax, stride);
+      pool_pixels<T, 0, 2>(sum, dh * width + dw, maxima, argmax, stride);
     }
     for (; dw < width; ++dw, row += L) {
       vector_t<A> sum[kFilters][1];
       convolve_pixels<A, 1>(conv, row, packed, bias, sum);
-      pool_pixels<A, 0, 1>(sum, dh * width + dw, maxima, argmax, stride);
+      pool_pixels<T, 0, 1>(sum, dh * width + dw, maxima, argmax, stride);
     }
   }
 }
@@ -197,7 +209,7 @@ void convolve_band(const PooledConv2d& conv, const T* x, const accumulate_t<T>* 
       auto* row_positions = reinterpret_cast<integer_for<A>*>(positions) + i * columns * L;
       for (int64_t dh = 0; dh < conv.window.height; ++dh) {
         const A* row = band + (i * conv.window.height + dh) * conv.padded_width() * L;
-        convolve_row<A>(conv, row, block, block_bias, dh, row_maxima, row_positions);
+        convolve_row<T>(conv, row, block, block_bias, dh, row_maxima, row_positions);
       }
     }
     for (int k = 0; k < filters; ++k) {
@@ -215,6 +227,12 @@ void convolve_band(const PooledConv2d& conv, const T* x, const accumulate_t<T>* 
                      }
                    });
       if (!argmax) continue;
+      // Where nothing is above zero the ReLU makes all equal, and the first is the maximum.
+      for (int64_t e = at; e < at + rows * columns * L; e += L) {
+        const vector_t<A> position = load_vector(positions + e);
+        store_vector(positions + e,
+                     load_vector(maxima + e) <= vector_t<A>{} ? vector_t<A>{} : position);
+      }
       turn_back<A>(positions + at, rows * columns, count,
                    [&](int i, int64_t e, vector_t<A> value, int filled) {
                      store_positions<A>(argmax + i * conv.K * map + plane + e, value, filled);

@@ -20,6 +20,10 @@ inline std::tuple<Tensor, Tensor> small_conv2d_cpu(const PooledConv2d& conv, con
                                                    bool with_argmax) {
   const DType dtype = dtype_of(x);
   const std::vector<int64_t> shape{conv.N, conv.K, conv.rows(), conv.columns()};
+  const MemoryFormat layout = conv2d_layout(x, weight);
+  if (conv.N == 0) {
+    return {empty_in(x, shape, layout), empty_in(x, shape, layout, ScalarType::Byte)};
+  }
   const Tensor input = planes(x);
   const Tensor packed = torch::stable::new_empty(x, {conv.packed_weights()}, accumulate_dtype(x));
   SKINFAST_KERNEL(pack_weight)
@@ -40,7 +44,6 @@ inline std::tuple<Tensor, Tensor> small_conv2d_cpu(const PooledConv2d& conv, con
            with_argmax ? static_cast<uint8_t*>(argmax.mutable_data_ptr()) : nullptr, scratch, begin,
            end);
   });
-  const MemoryFormat layout = conv2d_layout(x, weight);
   return {dense(output, layout), with_argmax ? dense(argmax, layout) : argmax};
 }
 

@@ -45,6 +45,10 @@ inline std::tuple<Tensor, Tensor> composed_conv2d_relu_max_pool2d(const Tensor& 
                                                                   const PooledConv2dCall& call) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
+  if (x.size(0) == 0) {
+    const MemoryFormat layout = conv2d_layout(x, weight);
+    return {empty_in(x, call.shape, layout), empty_in(x, call.shape, layout, ScalarType::Byte)};
+  }
   const std::vector<int64_t> window{call.window.height, call.window.width};
   const std::vector<int64_t> ones{1, 1}, zeros{0, 0};
   std::array<StableIValue, 7> convolution{from(x),

@@ -28,7 +28,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_max_pool2d_backward_cpu(
       check_conv2d_relu_max_pool2d(op, x, weight, std::nullopt, padding, pool_size);
   check_pooled_gradient(op, grad_output, output, argmax, x, call);
   const std::array<bool, 3> wanted{want_input, want_weight, want_bias};
-  if (!is_small_conv2d(x, weight, call.arguments)) {
+  if (!is_small_conv2d(x, weight, call.arguments) || x.size(0) == 0) {
     const Tensor gradient =
         unpooled_gradient(grad_output, output, argmax, call, conv2d_layout(x, weight));
     return aten_conv2d_backward(gradient, x, weight, call.arguments, wanted);
