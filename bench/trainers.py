@@ -102,6 +102,8 @@ class PyTorch(Trainer):
         self.model = model.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self._forward: nn.Module = self.model
         if compiled:
+            # Without it the models of earlier rows count as recompilations, of which few are made.
+            torch._dynamo.reset()
             mode = "max-autotune" if device.type == "cuda" else None
             self._forward = torch.compile(self.model, mode=mode)  # type: ignore[assignment]
         self._loss_function = nn.CrossEntropyLoss()
