@@ -28,6 +28,10 @@ STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
       "conv2d_relu_max_pool2d_backward(Tensor grad_output, Tensor output, Tensor argmax, "
       "Tensor input, Tensor weight, int[2] padding, int[2] pool_size, bool want_input, "
       "bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
+  m.def("linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
+  m.def(
+      "linear_backward(Tensor grad_output, Tensor input, Tensor weight, bool want_input, "
+      "bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
   m.def("linear_relu(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
   m.def(
       "linear_relu_backward(Tensor grad_output, Tensor output, Tensor input, Tensor weight, "
@@ -82,6 +86,9 @@ STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
       "cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight, "
       "Tensor normalizers, Tensor total_weight, int ignore_index, int reduction, "
       "float label_smoothing) -> Tensor");
+  m.def(
+      "classification_totals_(Tensor(a!) totals, Tensor mean_loss, Tensor logits, Tensor labels) "
+      "-> ()");
   m.def(
       "image_batch(Tensor images, Tensor indices, Tensor scale, Tensor shift, Tensor? flips, "
       "str layout, ScalarType dtype) -> Tensor");

@@ -70,6 +70,17 @@ class Conv2dReLUMaxPool2d(Conv2d):
         return self._function(input, self.weight, self.bias, self.padding, self.pool_size)
 
 
+class Linear(nn.Linear):
+    """``torch.nn.Linear``: ``[*, in_features]`` to ``[*, out_features]``."""
+
+    def __init__(self, *args: Any, backend: str = "skinfast", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._function = op("linear", backend)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._function(input, self.weight, self.bias)
+
+
 class LinearReLU(nn.Linear):
     """``torch.nn.Linear`` and ReLU: ``[*, in_features]`` to ``[*, out_features]``."""
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from skinfast.errors import SkinfastError
-from skinfast.nn import Conv2dReLUMaxPool2d, LinearReLU
+from skinfast.nn import Conv2dReLUMaxPool2d, Linear, LinearReLU
 
 _POOLS = (2, 3, 4)
 MINIMUM_IMAGE_SIZE = 24
@@ -30,7 +30,7 @@ class CNN(nn.Module):
             side //= kernel
         self.fc1 = LinearReLU(10 * side * side, 120, backend=backend)
         self.fc2 = LinearReLU(120, 64, backend=backend)
-        self.fc3 = nn.Linear(64, num_classes)
+        self.fc3 = Linear(64, num_classes, backend=backend)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv3(self.conv2(self.conv1(x)))

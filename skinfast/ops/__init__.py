@@ -5,11 +5,13 @@ from skinfast.ops.add_relu import add_relu
 from skinfast.ops.batch_norm_add_relu import batch_norm_add_relu
 from skinfast.ops.batch_norm_linear import batch_norm_linear
 from skinfast.ops.batch_norm_relu import batch_norm_relu
+from skinfast.ops.classification_totals import classification_totals_
 from skinfast.ops.conv2d import conv2d
 from skinfast.ops.conv2d_relu import conv2d_relu
 from skinfast.ops.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d
 from skinfast.ops.cross_entropy import cross_entropy
 from skinfast.ops.image_batch import image_batch
+from skinfast.ops.linear import linear
 from skinfast.ops.linear_relu import linear_relu
 from skinfast.ops.max_pool2d import max_pool2d
 
@@ -19,11 +21,13 @@ __all__ = [
     "batch_norm_add_relu",
     "batch_norm_linear",
     "batch_norm_relu",
+    "classification_totals_",
     "conv2d",
     "conv2d_relu",
     "conv2d_relu_max_pool2d",
     "cross_entropy",
     "image_batch",
+    "linear",
     "linear_relu",
     "max_pool2d",
 ]

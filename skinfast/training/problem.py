@@ -24,7 +24,7 @@ from skinfast.data import (
 )
 from skinfast.data.balanced_batches import BalancedBatches
 from skinfast.errors import SkinfastError
-from skinfast.models import CHANNELS_LAST_MODELS
+from skinfast.models import CHANNELS_LAST_MODELS, CONVOLUTIONAL_MODELS
 from skinfast.training.config import TrainConfig
 
 
@@ -94,6 +94,7 @@ class Problem:
             augment=augment,
             drop_last=drop_last,
             layout=self._layout(),
+            dtype=self._dtype(),
         )
 
     @cached_property
@@ -104,6 +105,12 @@ class Problem:
     def _layout(self) -> str:
         """How the images must be stored for the model to take them as they are."""
         return "channels_last" if self.config.model in CHANNELS_LAST_MODELS else "contiguous"
+
+    def _dtype(self) -> torch.dtype:
+        """That of the images: autocast's, where it would convert them before all else."""
+        converts = self.config.model in CONVOLUTIONAL_MODELS and not self.config.color_jitter
+        lower = converts and self.config.precision == "bfloat16"
+        return torch.bfloat16 if lower else torch.float32
 
     def fingerprint(self) -> str:
         """A hash of names, labels and mean colours: equal for equal data."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skinfast.ops import classification_totals_
 from skinfast.training.capture import CapturedStep, LowPrecisionCopies
 
 
@@ -94,9 +95,7 @@ class Totals:
 
     def add(self, mean_loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Count one batch."""
-        correct = (logits.argmax(1) == labels).sum()
-        count = torch.full_like(correct, len(labels))
-        self._sums += torch.stack([mean_loss.double() * len(labels), correct, count])
+        classification_totals_(self._sums, mean_loss, logits, labels)
 
     def take(self) -> tuple[float, float]:
         """Mean loss and accuracy of what was counted; starts again from zero."""
