@@ -21,12 +21,15 @@ from skinfast.training.augmentation import Augmentation
 from skinfast.training.averaging import averaged_model
 from skinfast.training.config import TrainConfig
 from skinfast.training.early_stopping import BestEpoch
+from skinfast.training.heap import HeapTrimmer
 from skinfast.training.losses import loss_function
 from skinfast.training.model_file import ModelDescription, save_model
 from skinfast.training.problem import Problem, prepare
 from skinfast.training.run_folder import RunFolder
 from skinfast.training.schedule import learning_rate_schedule
 from skinfast.training.step import Totals, TrainStep, logits_of
+
+_STEPS_BETWEEN_TRIMS = 32
 
 
 def train(
@@ -105,6 +108,7 @@ def train(
     )
     augmentation = Augmentation(config.rotate, config.color_jitter, config.seed)
     measured = model if average is None else average.module
+    trim_heap = HeapTrimmer()
 
     for epoch in range(done + 1, config.epochs + 1):
         if best is not None and best.should_stop(epoch - 1):
@@ -121,6 +125,8 @@ def train(
                 schedule.step()
             if average is not None:
                 average.update_parameters(model)
+            if batch % _STEPS_BETWEEN_TRIMS == 0:
+                trim_heap()
         train_loss, train_accuracy = step.take_totals()
         seconds = time.perf_counter() - started
 
