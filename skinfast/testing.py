@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -117,6 +118,20 @@ def outputs_and_gradients(function: Callable[..., Any], sample: SampleInput) -> 
     return values
 
 
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Products of float32 in float32: on a GPU, cuDNN rounds their operands to TF32 by default."""
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
+
+
 def assert_parity(module: ModuleType, name: str, sample: SampleInput, dtype: torch.dtype) -> None:
     """Hold an op's outputs and gradients on one call against its pure PyTorch reference.
 
@@ -124,8 +139,9 @@ def assert_parity(module: ModuleType, name: str, sample: SampleInput, dtype: tor
         AssertionError: they differ by more than this module's rules allow.
     """
     function = getattr(module, name)
-    actual = outputs_and_gradients(function, sample)
-    expected = outputs_and_gradients(module.reference, to_dtype(sample, dtype))
+    with full_float32():
+        actual = outputs_and_gradients(function, sample)
+        expected = outputs_and_gradients(module.reference, to_dtype(sample, dtype))
     assert actual.keys() == expected.keys()
     if dtype in (torch.float32, torch.float64):
         tolerances = getattr(module, "TOLERANCES", {}).get(dtype, {})
