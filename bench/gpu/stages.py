@@ -74,7 +74,8 @@ def _tests(settings: Settings) -> Stage:
     if settings.rehearse:
         command += ["tests/ops/test_add_relu.py"]
     else:
-        command += ["tests", "--ignore=tests/emulation", "-k", "cuda or gpu or device"]
+        command += ["tests", "--ignore=tests/emulation", "--ignore=tests/bench"]
+        command += ["-k", "cuda or gpu or device"]
         command += ["--continue-on-collection-errors"]
         if importlib.util.find_spec("xdist"):
             command += ["-n", str(TEST_WORKERS)]
