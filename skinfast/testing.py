@@ -125,7 +125,7 @@ def outputs_and_gradients(function: Callable[..., Any], sample: SampleInput) -> 
 @contextmanager
 def full_float32() -> Iterator[None]:
     """Products of float32 in float32: on a GPU, cuDNN rounds their operands to TF32 by default."""
-    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    switches: tuple[Any, ...] = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [switch.allow_tf32 for switch in switches]
     for switch in switches:
         switch.allow_tf32 = False
