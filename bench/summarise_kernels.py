@@ -91,9 +91,8 @@ def table(run: Mapping[str, Any] | None, registers: Mapping[str, Any]) -> str:
     times, bandwidth, flops = _times(run)
     source = "as that GPU had them" if times else "assumed, as an H100 would have them"
     rates = f"{bandwidth / 1e12:.2f} TB/s and {flops / 1e12:.0f} TFLOP/s of float32"
-    run_of = f"Measured on {run['device']}, {run['commit']}." if run and times else NONE_RUN
     lines = [
-        run_of,
+        said_of(run),
         f"Floors at {rates} ({source}).",
         "",
         "| kernel | op | for each | bytes, operations | timed at | floor, us | measured, us "
@@ -122,6 +121,14 @@ def table(run: Mapping[str, Any] | None, registers: Mapping[str, Any]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def said_of(run: Mapping[str, Any] | None) -> str:
+    """Where and at which commit the last run was, and how each of its stages ended."""
+    if run is None:
+        return NONE_RUN
+    ends = ", ".join(f"{stage['name']} {stage['status']}" for stage in run["stages"])
+    return f"Last run: {run['device']}, {run['started'][:10]}, `{run['commit']}`: {ends}."
 
 
 def declared() -> Iterator[tuple[str, Any]]:

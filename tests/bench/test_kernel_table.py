@@ -89,11 +89,15 @@ def test_a_run_on_a_gpu_shows_with_its_own_rates():
     run = {
         "device": "Some GPU",
         "commit": "0123456789",
-        "stages": [{"name": "kernel_times", "figures": figures}],
+        "started": "2026-05-04T10:00:00+00:00",
+        "stages": [
+            {"name": "build", "status": "passed"},
+            {"name": "kernel_times", "status": "passed", "figures": figures},
+        ],
     }
     lines = summarise_kernels.table(run, {}).splitlines()
     assert lines[:2] == [
-        "Measured on Some GPU, 0123456789.",
+        "Last run: Some GPU, 2026-05-04, `0123456789`: build passed, kernel_times passed.",
         "Floors at 2.00 TB/s and 10 TFLOP/s of float32 (as that GPU had them).",
     ]
     (line,) = [line for line in lines if line.startswith("| `add_relu_kernel`")]
