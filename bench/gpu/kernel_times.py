@@ -27,6 +27,10 @@ from figures import base_name
 from harness import stopwatch
 from machine import measure_ceilings
 from op_bench import Kernel, OpBench
+from report import run
+
+from skinfast.errors import SkinfastError
+from skinfast.training.problem import choose_device
 
 CALLS = 12
 ROUNDS = 5
@@ -78,7 +82,7 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="make the calls; measure nothing")
     parser.add_argument("--kernels", nargs="*", help="names; default: all")
     options = parser.parse_args()
-    device = torch.device(options.device)
+    device = choose_device(options.device)
     wanted = [row for row in declared() if not options.kernels or row[2].name in options.kernels]
     if options.once:
         for _, op, kernel in wanted:
@@ -106,9 +110,10 @@ def main() -> None:
         print(row, flush=True)
         if options.output:
             options.output.write_text(json.dumps(result, indent=1) + "\n")
-    if "cuda" in options.device and all(row["microseconds"] is None for row in result["kernels"]):
-        sys.exit("kernel_times: the profiler saw no kernel of skinfast")
+    seen = any(row["microseconds"] is not None for row in result["kernels"])
+    if device.type == "cuda" and not seen:
+        raise SkinfastError("torch.profiler saw no kernel of skinfast: is CUPTI installed?")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from skinfast.testing import devices
+
 ROOT = Path(__file__).resolve().parents[2]
 GPU = ROOT / "bench" / "gpu"
 
@@ -20,10 +22,10 @@ def gpu(monkeypatch):
     monkeypatch.syspath_prepend(str(GPU))
     import figures
     import runner
-    import summary
+    import stages
 
-    yield type("Gpu", (), {"figures": figures, "runner": runner, "summary": summary})
-    for name in ("figures", "runner", "summary", "tools"):
+    yield type("Gpu", (), {"figures": figures, "runner": runner, "stages": stages})
+    for name in ("figures", "runner", "stages", "summary", "tools"):
         sys.modules.pop(name, None)
 
 
@@ -258,3 +260,23 @@ def test_a_rehearsal_runs_the_stages(tmp_path):
     assert stages["memcheck"]["figures"]["ops"] == 1
     assert stages["ops"]["figures"]["rows"][0]["times as fast"] > 0
     assert "a rehearsal on the CPU, no result of a GPU" in (tmp_path / "check_gpu.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("capability", "architecture"), [((8, 0), "8.0"), ((9, 0), "9.0a"), ((12, 0), "12.0a")]
+)
+def test_the_build_is_for_the_gpu_that_is_there(gpu, tmp_path, capability, architecture):
+    build, *others = gpu.stages.stages(gpu.stages.Settings(tmp_path, capability, False))
+    assert build.environment == {"SKINFAST_CUDA": "ON", "TORCH_CUDA_ARCH_LIST": architecture}
+    assert all("build" in stage.needs for stage in others)
+
+
+@pytest.mark.skipif("cuda" in devices(), reason="they would run")
+@pytest.mark.parametrize("name", ["models", "kernel_times", "ops", "compiled_models"])
+def test_the_benches_take_the_options_that_they_are_given_on_a_gpu(gpu, tmp_path, name):
+    chosen = gpu.stages.stages(gpu.stages.Settings(tmp_path, (9, 0), False))
+    (stage,) = [stage for stage in chosen if stage.name == name]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(stage.command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "bench: --device is cuda, but torch finds no GPU; use --device cpu\n"
