@@ -31,12 +31,36 @@ def launches(emulated_ops, monkeypatch):
     return count
 
 
+def last_grid():
+    """Blocks of the launch before."""
+    question = ctypes.CDLL(str(emulated.build_ops())).emulation_last_grid
+    question.restype = ctypes.c_int64
+    return question()
+
+
 def untouched(*shape, dtype=torch.bfloat16, layout=torch.contiguous_format):
     """Of no value that means anything."""
     try:
         return torch.empty(shape, dtype=dtype, memory_format=layout)
     except RuntimeError:
         pytest.skip("this system reserves memory for what is never touched")
+
+
+# 8 values a thread, 256 threads a block, at most 132 * 16 blocks (csrc/core/cuda.h).
+@pytest.mark.parametrize(
+    ("count", "blocks"),
+    [(1, 1), (8 * 256, 1), (8 * 257, 2), (8 * 256 * 2112, 2112), (MANY, 2112)],
+)
+def test_a_grid_stride_loop_has_blocks_for_its_vectors_up_to_a_limit(launches, count, blocks):
+    x = untouched(count)
+    assert launches(lambda: ops.add_relu(x, x)) == 1
+    assert last_grid() == blocks
+
+
+def test_an_odd_start_makes_the_loop_one_over_single_values(launches):
+    x = untouched(1 + 8 * 256)[1:]
+    assert launches(lambda: ops.add_relu(x, x)) == 1
+    assert last_grid() == 8
 
 
 def test_add_relu(launches):
@@ -86,6 +110,7 @@ def test_adam(launches):
     }
     step = [torch.zeros(())]
     assert launches(lambda: ops.adam_(*tensors, [], step, [], **settings)) == 2
+    assert last_grid() == MANY // 4096 + 1  # elements of a block
 
 
 @pytest.mark.parametrize("name", ["batch_norm_relu", "batch_norm_add_relu"])
