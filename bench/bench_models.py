@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
@@ -27,6 +27,8 @@ from skinfast.training.problem import Problem
 
 IMAGE_SIZES = (64, 32)
 MODES = tuple(itertools.product(("contiguous", "channels_last"), (False, True)))
+#: Layout and whether compiled, with torch.compile's mode on a GPU.
+Modes = Mapping[tuple[str, bool], str]
 # Adam first moves every weight by the learning rate, up or down, however small its gradient: where
 # that is all rounding, contenders part, PyTorch's modes from each other too. A small rate, which
 # costs the same time, keeps the losses of the first steps comparable.
@@ -105,16 +107,12 @@ def compare_update(problem: Problem, bench: Bench) -> Row:
     return row
 
 
-def compare_step(
-    problem: Problem, bench: Bench, fused: bool, modes: Sequence[tuple[str, bool]]
-) -> Row:
+def compare_step(problem: Problem, bench: Bench, fused: bool, modes: Modes) -> Row:
     """A whole training step."""
     return _compare(problem, bench, fused, modes, lambda build: build, STEP_SECONDS)
 
 
-def compare_epoch(
-    problem: Problem, bench: Bench, fused: bool, modes: Sequence[tuple[str, bool]]
-) -> Row:
+def compare_epoch(problem: Problem, bench: Bench, fused: bool, modes: Modes) -> Row:
     """A whole epoch."""
     return _compare(problem, bench, fused, modes, lambda build: partial(EpochOf, build), 0.0)
 
@@ -133,13 +131,13 @@ def _compare(
     problem: Problem,
     bench: Bench,
     fused: bool,
-    modes: Sequence[tuple[str, bool]],
+    modes: Modes,
     wrapped: Callable[[Callable[[], Trainer]], Callable[[], Any]],
     sample_seconds: float,
 ) -> Row:
     contenders = [Contender("skinfast", True, wrapped(partial(Skinfast, problem)))]
-    for layout, compiled in modes:
-        build = wrapped(partial(PyTorch, problem, layout, compiled, fused))
+    for (layout, compiled), compile_mode in modes.items():
+        build = wrapped(partial(PyTorch, problem, layout, compiled, fused, compile_mode))
         contenders.append(Contender(pytorch_name(layout, compiled, fused), False, build))
 
     def check(calls: dict[str, Any]) -> None:
@@ -158,13 +156,14 @@ class ModelsBench:
     def __init__(self, options: Any, bench: Bench, report: Report) -> None:
         self.options, self.bench, self.report = options, bench, report
         self.models = options.model or list(MODELS)
+        self.precisions = options.precision or list(PRECISIONS)
         self.fused: dict[tuple[str, str], bool] = {}  # PyTorch's better Adam
         self.best: dict[tuple[str, str], tuple[str, bool]] = {}  # its better mode at 64x64
 
     def updates(self) -> None:
         """Casts, Adam, gradient clearing; says which Adam PyTorch gets below."""
         self.report.header("update phase: casts of weights and gradients, Adam, clearing", "ms")
-        for model, precision in itertools.product(self.models, PRECISIONS):
+        for model, precision in itertools.product(self.models, self.precisions):
             problem = problem_for(self.options, model, IMAGE_SIZES[0], precision)
             row = compare_update(problem, self.bench)
             self.fused[model, precision] = row.mode == adam_name(True)
@@ -173,12 +172,14 @@ class ModelsBench:
     def steps(self) -> None:
         """Steps and epochs at both sizes in both precisions."""
         quick = self.options.quick
-        modes = [mode for mode in MODES if not (quick and mode[1])]
+        eager = quick or self.options.eager
+        modes = {m: self.options.compile_mode for m in MODES if not (eager and m[1])}
+        batch = self.options.batch_size
         self.report.header("a training step, an epoch", "ms")
         for model in self.models:
             for image_size in IMAGE_SIZES[: 1 if quick else None]:
-                for precision in PRECISIONS[: 1 if quick else None]:
-                    problem = problem_for(self.options, model, image_size, precision)
+                for precision in self.precisions[: 1 if quick else None]:
+                    problem = problem_for(self.options, model, image_size, precision, batch)
                     fused = self.fused[model, precision]
                     row = compare_step(problem, self.bench, fused, modes)
                     self._add("step", problem, row)
@@ -186,15 +187,16 @@ class ModelsBench:
                     best = names[row.mode]
                     self.best.setdefault((model, precision), best)
                     steps = len(problem.train_batches())
-                    if row.ours.median * steps <= EPOCH_SECONDS and not quick:
-                        row = compare_epoch(problem, self.bench, fused, [best])
+                    short = row.ours.median * steps <= EPOCH_SECONDS
+                    if short and not quick and not self.options.steps:
+                        row = compare_epoch(problem, self.bench, fused, {best: modes[best]})
                         self._add(f"epoch of {steps} steps", problem, row)
 
     def scaling(self) -> None:
         """One setting at a time changed from batch 64, all threads, 64x64."""
         self.report.header("scaling, against the best mode at 64x64", "ms")
         threads = torch.get_num_threads()
-        for model, precision in itertools.product(self.models, PRECISIONS):
+        for model, precision in itertools.product(self.models, self.precisions):
             best = self.best.get((model, precision))
             if best is None:
                 continue
@@ -206,7 +208,8 @@ class ModelsBench:
                     size = value if setting == "image" else 64
                     problem = problem_for(self.options, model, size, precision, batch)
                     torch.set_num_threads(value if setting == "threads" else threads)
-                    row = compare_step(problem, self.bench, self.fused[model, precision], [best])
+                    modes = {best: self.options.compile_mode}
+                    row = compare_step(problem, self.bench, self.fused[model, precision], modes)
                     self._add("step", problem, row)
         torch.set_num_threads(threads)
 
@@ -227,11 +230,20 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--data", default="synthetic", help="a folder of HAM10000, or synthetic")
     arguments.add_argument("--model", action="append", choices=list(MODELS), help="default: all")
+    arguments.add_argument("--precision", action="append", choices=PRECISIONS, help="default: all")
+    arguments.add_argument("--batch-size", type=int, default=64, metavar="B", help="of the steps")
+    arguments.add_argument("--eager", action="store_true", help="leave torch.compile out")
+    arguments.add_argument("--steps", action="store_true", help="leave the epochs out")
+    arguments.add_argument(
+        "--compile-mode", default="max-autotune", help="torch.compile's on a GPU (%(default)s)"
+    )
     arguments.add_argument("--scaling", action="store_true", help="add the scaling table")
     options = arguments.parse_args()
     bench = bench_of(options)
     columns = {"model": 21, "images": 9, "batch": 7, "threads": 9, "precision": 11, "timed": 22}
     report = Report("Training with skinfast against PyTorch", columns, bench, options)
+    if bench.device.type == "cuda" and not options.eager:
+        report.note(**{"compile mode": options.compile_mode})
     models = ModelsBench(options, bench, report)
     models.updates()
     models.steps()

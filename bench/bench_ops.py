@@ -9,13 +9,15 @@ from __future__ import annotations
 import importlib
 import itertools
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from harness import Bench, Call, Contender
+from harness import Bench, Call, Contender, Graphed, ResultsDifferError
 from machine import Ceilings, measure_ceilings
-from op_bench import OpBench
+from op_bench import Kernel, OpBench
 from report import Report, bench_of, parser, run
 from torch import Tensor
 
@@ -39,9 +41,26 @@ def load(name: str) -> OpBench:
     return importlib.import_module(f"ops.bench_{name}").BENCH
 
 
-def build(name: str, *arguments: object) -> Call:
+def kernels_of(name: str) -> tuple[Kernel, ...]:
+    """The CUDA kernels of an op's room, as bench/ops declares them; some ops have none."""
+    load(name)
+    return getattr(importlib.import_module(f"ops.bench_{name}"), "KERNELS", ())
+
+
+def build(graphed: bool, name: str, *arguments: Any) -> Call:
     """As OpBench.build, by the op's name, so that a partial of it can be pickled."""
-    return load(name).build(*arguments)  # type: ignore[arg-type]
+    call = load(name).build(*arguments)
+    return Graphed(call, arguments[3]) if graphed else call
+
+
+def captures(contenders: list[Contender]) -> bool:
+    """Whether all of them can be captured in a CUDA graph: if not, none is timed in one."""
+    with suppress(RuntimeError):
+        for contender in contenders:
+            contender.build()()
+        return True
+    torch.cuda.synchronize()
+    return False
 
 
 def assert_equal(tolerance: float, calls: dict[str, Call]) -> None:
@@ -59,39 +78,64 @@ def _numbers(results: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def contenders_of(
-    op: OpBench, case: str, dtype: str, direction: str, device: torch.device
+    op: OpBench, case: str, dtype: str, direction: str, device: torch.device, graphed: bool
 ) -> list[Contender]:
     """Every layout of ours and every mode of PyTorch's."""
-    call = (op.name, case, dtype, direction, device)
+    call = (graphed, op.name, case, dtype, direction, device)
     ours = [Contender(f"skinfast {x}", True, partial(build, *call, True, x)) for x in op.layouts]
     return ours + [Contender(x, False, partial(build, *call, False, x)) for x in op.modes]
 
 
-def bench_op(name: str, bench: Bench, report: Report, ceilings: Ceilings, quick: bool) -> None:
-    """Print a row for every case, dtype, pass and layout of an op."""
+def bench_op(name: str, bench: Bench, report: Report, ceilings: Ceilings, quick: bool) -> str:
+    """Print a row for every case, dtype, pass and layout of an op; the first difference, or "".
+
+    What differs is not timed, and nor is the rest of this op: the other ops can be all the same.
+    """
     op = load(name)
     cases = list(op.cases)[:1] if quick else list(op.cases)
     passes = op.passes[-1:] if quick else op.passes
-    for case, dtype, direction in itertools.product(cases, op.dtypes, passes):
-        rows = bench.compare(
-            f"{name} {case} {dtype}",
-            contenders_of(op, case, dtype, direction, bench.device),
-            partial(assert_equal, TOLERANCES[dtype]),
-        )
-        work = op.work_of(case, dtype, direction)
-        for row in rows:
-            seconds = row.ours.median
-            facts = {
-                "op": name,
-                "shape": case,
-                "dtype": dtype,
-                "pass": direction,
-                "layout": row.name.removeprefix("skinfast "),
-                "GB/s": work.bytes / seconds / 1e9,
-                "GFLOP/s": work.flops / seconds / 1e9,
-                "ceiling": ceilings.floor(work, dtype) / seconds,
-            }
-            report.add(facts, row, "us")
+    try:
+        for call in itertools.product(cases, op.dtypes, passes):
+            bench_call(op, *call, bench, report, ceilings)
+    except ResultsDifferError as error:
+        report.note(str(error))
+        return str(error)
+    return ""
+
+
+def bench_call(
+    op: OpBench,
+    case: str,
+    dtype: str,
+    direction: str,
+    bench: Bench,
+    report: Report,
+    ceilings: Ceilings,
+) -> None:
+    """Print a row for every layout. On a GPU calls are timed in a CUDA graph, as in a step."""
+    call = (op, case, dtype, direction, bench.device)
+    contenders = contenders_of(*call, graphed=bench.device.type == "cuda")
+    graphed = bench.device.type == "cuda" and captures(contenders)
+    rows = bench.compare(
+        f"{op.name} {case} {dtype}",
+        contenders if graphed else contenders_of(*call, graphed=False),
+        partial(assert_equal, TOLERANCES[dtype]),
+    )
+    work = op.work_of(case, dtype, direction)
+    for row in rows:
+        seconds = row.ours.median
+        facts = {
+            "op": op.name,
+            "shape": case,
+            "dtype": dtype,
+            "pass": direction,
+            "layout": row.name.removeprefix("skinfast "),
+            "GB/s": work.bytes / seconds / 1e9,
+            "GFLOP/s": work.flops / seconds / 1e9,
+            "ceiling": ceilings.floor(work, dtype) / seconds,
+            "timed with": "CUDA graphs" if graphed else "calls",
+        }
+        report.add(facts, row, "us")
 
 
 def main() -> None:
@@ -115,9 +159,10 @@ def main() -> None:
         ceilings={"bandwidth": ceilings.bandwidth, "flops": ceilings.flops},
     )
     report.header(f"ops on {bench.device}", "us")
-    for name in names:
-        bench_op(name, bench, report, ceilings, options.quick)
+    differences = [bench_op(name, bench, report, ceilings, options.quick) for name in names]
     report.finish()
+    if found := "; ".join(filter(None, differences)):
+        raise ResultsDifferError(found)
 
 
 if __name__ == "__main__":

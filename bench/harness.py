@@ -6,12 +6,13 @@ Every speed that this project states was measured here, by these rules:
 * contenders take turns, A B A B ..., so that a noisy minute falls on all of them; a time is the
   median over the rounds, and the least and the greatest stand beside it;
 * PyTorch is represented by the fastest of its modes, chosen by the same measurement;
-* peak memory is that of a process of its own for each contender;
+* peak memory on a CPU is that of a process of its own for each contender;
 * every row is printed, the slower ones too. A ratio is PyTorch's time over ours.
 """
 
 from __future__ import annotations
 
+import gc
 import math
 import multiprocessing
 import statistics
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from skinfast.testing import full_float32
 
 Call = Callable[[], Any]
 #: Runs a call so many times; returns the seconds of one.
@@ -103,16 +106,44 @@ def stopwatch(device: torch.device) -> Stopwatch:
         return (time.perf_counter() - started) / repeats
 
     def on_cuda(call: Call, repeats: int) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(device)
-        start.record()
-        for _ in range(repeats):
-            call()
-        end.record()
-        torch.cuda.synchronize(device)
-        return start.elapsed_time(end) / 1000 / repeats
+        with torch.cuda.device(device):  # an event is recorded on the current device's stream
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            start.record()
+            for _ in range(repeats):
+                call()
+            end.record()
+            torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1000 / repeats / getattr(call, "calls", 1)
 
     return on_cuda if device.type == "cuda" else on_cpu
+
+
+class Graphed:
+    """Called, it replays a CUDA graph of ``calls`` calls: a small op's time without the host's.
+
+    Raises:
+        RuntimeError: the call cannot be captured.
+    """
+
+    calls = 20
+
+    def __init__(self, call: Call, device: torch.device) -> None:
+        with torch.cuda.device(device):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(3):
+                    call()
+            torch.cuda.current_stream().wait_stream(side)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                for _ in range(self.calls):
+                    self._result = call()
+
+    def __call__(self) -> Any:
+        self._graph.replay()
+        return self._result
 
 
 def take_turns(
@@ -137,29 +168,38 @@ def peak_memory(build: Callable[[], Call], device: torch.device) -> int | None:
     """Peak bytes that a contender needs, alone in a process; None where that can't be told.
 
     On a CPU it is resident memory beyond what the process held before ``build``; on a GPU what
-    torch's allocator gave out.
+    torch's allocator gave out beyond what it had given before, in this process.
     """
+    if device.type == "cuda":
+        return _peak_memory_on_cuda(build, device)
     # The server imports torch once, and every child is forked from it before any thread runs.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["preload"])
     threads = torch.get_num_threads()
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(_peak_memory_of_this_process, build, device, threads).result()
+            return pool.submit(_peak_memory_of_this_process, build, threads).result()
         except BrokenProcessPool:
             return None
 
 
-def _peak_memory_of_this_process(
-    build: Callable[[], Call], device: torch.device, threads: int
-) -> int | None:
+def _peak_memory_on_cuda(build: Callable[[], Call], device: torch.device) -> int:
+    gc.collect()
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call = build()
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _peak_memory_of_this_process(build: Callable[[], Call], threads: int) -> int | None:
     torch.set_num_threads(threads)
     before = _resident("VmRSS")
     call = build()
     for _ in range(3):  # an eager step, the recording of a captured one, a replay
         call()
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
     after = _resident("VmHWM")
     return None if before is None or after is None else after - before
 
@@ -203,7 +243,8 @@ class Bench:
         """
         calls = {contender.name: contender.build() for contender in contenders}
         try:
-            check(calls)
+            with full_float32():
+                check(calls)
         except AssertionError as error:
             raise ResultsDifferError(
                 f"{name}: results differ, so nothing was timed: {error}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -86,6 +86,50 @@ class OpBench:
             return output.detach(), *torch.autograd.grad(output, inputs, grad)
 
         return forward_and_backward
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What a ``__global__`` function of an op's room has to do, and a call that launches it.
+
+    Attributes:
+        name: of the function.
+        unit: what is counted.
+        bytes, operations: the least that is moved and computed for one unit. Arithmetic is in
+            float32 whatever the dtype.
+        units: how many there are in the call.
+        case, shape: of the call: a case of the bench, or another with its numbers. As in training
+            at batch 256 with images of 64x64, where nothing else is said.
+        dtype, layout, direction: of the call.
+        instance: part of the template arguments, where a function serves several uses.
+        call: makes the call on a device, where it is none of the bench's.
+    """
+
+    name: str
+    unit: str
+    bytes: float
+    operations: float
+    units: int
+    case: str
+    shape: tuple[int, ...] = ()
+    dtype: str = "bfloat16"
+    layout: str = "channels_last"
+    direction: str = "forward"
+    instance: str = ""
+    call: Callable[[torch.device], Call] | None = None
+
+    def build(self, op: OpBench, device: torch.device) -> Call:
+        """The call that launches the kernel."""
+        if self.call is not None:
+            return self.call(device)
+        if self.shape:
+            op = replace(op, cases={self.case: self.shape})
+        return op.build(self.case, self.dtype, self.direction, device, True, self.layout)
+
+    @property
+    def work(self) -> Work:
+        """Of a launch."""
+        return Work(self.bytes * self.units, self.operations * self.units)
 
 
 def values(dtype: torch.dtype, *shape: int, gradient: bool = True) -> Tensor:

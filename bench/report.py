@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness import Bench, ResultsDifferError, Row, Timing, stopwatch
+from harness import Bench, ResultsDifferError, Row, Timing, peak_memory, stopwatch
 
 from skinfast.environment import environment
 from skinfast.errors import SkinfastError
@@ -75,16 +75,23 @@ class Report:
         for side in ("ours", "pytorch"):
             record[side]["median"] = getattr(row, side).median
         self._result["rows"].append(record)
+        # Now, not in the end: a run that is stopped at a time limit leaves its rows.
+        if self._options.output:
+            self._write()
 
     def finish(self) -> None:
         """Write what was asked for."""
-        text = json.dumps(self._result, indent=2)
         if self._options.output:
-            path = Path(self._options.output)
-            atomic_write_text(path, text + "\n")
-            self.note(f"\nwritten: {path} and {self._plot(path.with_suffix('.svg'))}")
+            path = self._write()
+            plot = f" and {self._plot(path.with_suffix('.svg'))}" if self._result["rows"] else ""
+            self.note(f"\nwritten: {path}{plot}")
         if self._options.json:
-            print(text)
+            print(json.dumps(self._result, indent=2))
+
+    def _write(self) -> Path:
+        path = Path(self._options.output)
+        atomic_write_text(path, json.dumps(self._result, indent=2) + "\n")
+        return path
 
     def _plot(self, path: Path) -> Path:
         """Draw a bar for each row: its ratio, with the range over the rounds."""
@@ -151,7 +158,9 @@ def commit() -> str:
 def bench_of(options: argparse.Namespace) -> Bench:
     """The bench that the command line asks for."""
     device = choose_device(options.device)
-    return Bench(device, QUICK_ROUNDS if options.quick else ROUNDS, stopwatch(device))
+    rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    memory = peak_memory if options.memory else lambda *_: None
+    return Bench(device, rounds, stopwatch(device), memory)
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -159,6 +168,10 @@ def parser(description: str) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=description.splitlines()[0])
     options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     options.add_argument("--quick", action="store_true", help="fewer rounds and cases")
+    options.add_argument("--rounds", type=int, metavar="N", help=f"default: {ROUNDS}")
+    options.add_argument(
+        "--no-memory", dest="memory", action="store_false", help="measure time alone: far quicker"
+    )
     options.add_argument("--output", metavar="FILE", help="write JSON, and a plot (.svg) beside")
     options.add_argument("--json", action="store_true", help="print JSON; the table goes to stderr")
     return options

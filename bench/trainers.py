@@ -87,11 +87,19 @@ class PyTorch(Trainer):
 
     Args:
         layout: of model and images, "contiguous" or "channels_last".
-        compiled: by torch.compile; on a GPU with CUDA graphs and its longest search.
+        compiled: by torch.compile.
         fused: torch.optim.Adam(fused=True).
+        compile_mode: torch.compile's on a GPU.
     """
 
-    def __init__(self, problem: Problem, layout: str, compiled: bool, fused: bool) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        layout: str,
+        compiled: bool,
+        fused: bool,
+        compile_mode: str = "max-autotune",
+    ) -> None:
         config, device = problem.config, problem.device
         self.memory_format = {
             "contiguous": torch.contiguous_format,
@@ -104,7 +112,7 @@ class PyTorch(Trainer):
         if compiled:
             # Without it the models of earlier rows count as recompilations, of which few are made.
             torch._dynamo.reset()
-            mode = "max-autotune" if device.type == "cuda" else None
+            mode = compile_mode if device.type == "cuda" else None
             self._forward = torch.compile(self.model, mode=mode)  # type: ignore[assignment]
         self._loss_function = nn.CrossEntropyLoss()
         self._optimizer = torch.optim.Adam(

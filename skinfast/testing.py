@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -55,7 +56,8 @@ def op_modules() -> dict[str, ModuleType]:
 def in_layout(tensor: Tensor, layout: str) -> Tensor:
     """A tensor of equal values and gradient needs, stored in another way.
 
-    "strided" is a view that starts at an odd offset of a larger, NaN-filled buffer and has gaps.
+    "strided" is a view that starts at an odd offset of a larger, NaN-filled buffer and has gaps;
+    "offset" has none, but starts at an odd element, where no wide access is possible.
     """
     source = tensor.detach()
     if layout == "channels_last" and source.dim() == 4:
@@ -64,6 +66,9 @@ def in_layout(tensor: Tensor, layout: str) -> Tensor:
         *leading, last = source.shape
         buffer = source.new_full((*leading, 2 * last + 1), _filler(source.dtype))
         copy = buffer[..., 1::2]
+        copy.copy_(source)
+    elif layout == "offset":
+        copy = source.new_full((source.numel() + 2,), _filler(source.dtype))[1:-1].view_as(source)
         copy.copy_(source)
     else:
         copy = source.clone(memory_format=torch.contiguous_format)
@@ -117,6 +122,20 @@ def outputs_and_gradients(function: Callable[..., Any], sample: SampleInput) -> 
     return values
 
 
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Products of float32 in float32: on a GPU, cuDNN rounds their operands to TF32 by default."""
+    switches: tuple[Any, ...] = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
+
+
 def assert_parity(module: ModuleType, name: str, sample: SampleInput, dtype: torch.dtype) -> None:
     """Hold an op's outputs and gradients on one call against its pure PyTorch reference.
 
@@ -124,8 +143,9 @@ def assert_parity(module: ModuleType, name: str, sample: SampleInput, dtype: tor
         AssertionError: they differ by more than this module's rules allow.
     """
     function = getattr(module, name)
-    actual = outputs_and_gradients(function, sample)
-    expected = outputs_and_gradients(module.reference, to_dtype(sample, dtype))
+    with full_float32():
+        actual = outputs_and_gradients(function, sample)
+        expected = outputs_and_gradients(module.reference, to_dtype(sample, dtype))
     assert actual.keys() == expected.keys()
     if dtype in (torch.float32, torch.float64):
         tolerances = getattr(module, "TOLERANCES", {}).get(dtype, {})
@@ -165,11 +185,19 @@ class RecordOps(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def parity_cases() -> Iterator[tuple[str, ModuleType, str, torch.dtype, str, SampleInput]]:
-    """Every (op, module, device, dtype, layout, sample) that has a reference to be held against."""
+def parity_cases(
+    of_devices: Mapping[str, Sequence[torch.dtype]] | None = None,
+) -> Iterator[tuple[str, ModuleType, str, torch.dtype, str, SampleInput]]:
+    """Every (op, module, device, dtype, layout, sample) that has a reference to be held against.
+
+    Args:
+        of_devices: dtypes by device; default: all devices here with all that the ops support there.
+    """
+    if of_devices is None:
+        of_devices = {device: dtypes(device) for device in devices()}
     for name, module in op_modules().items():
-        for device in devices():
-            for dtype in dtypes(device):
+        for device, kinds in of_devices.items():
+            for dtype in kinds:
                 for sample in module.sample_inputs(device, dtype):
                     for layout in LAYOUTS:
                         if layout == "channels_last" and not _has_4d(sample):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from harness import Call
 from machine import Work
-from op_bench import OpBench
+from op_bench import Kernel, OpBench
 
 from skinfast.models import build_model
 from skinfast.optim import Adam
@@ -37,7 +37,11 @@ class AdamBench(OpBench):
         if ours:
             optimizer: torch.optim.Optimizer = Adam(parameters)
         else:
-            optimizer = torch.optim.Adam(parameters, fused=True if "fused" in mode else None)
+            optimizer = torch.optim.Adam(
+                parameters,
+                fused=True if "fused" in mode else None,
+                capturable=device.type == "cuda",  # as in a step that is a CUDA graph
+            )
 
         def step() -> list[torch.Tensor]:
             optimizer.step()
@@ -53,4 +57,10 @@ BENCH = AdamBench(
     work=lambda: (Work(0, 0), Work(0, 0)),
     layouts=("as stored",),
     dtypes=("float32",),
+)
+
+_STEP = {"case": "resnet50", "dtype": "float32", "layout": "as stored", "direction": "step"}
+KERNELS = (
+    Kernel("advance_steps_kernel", "parameter tensor", bytes=8, operations=1, units=161, **_STEP),
+    Kernel("adam_kernel", "parameter", bytes=28, operations=12, units=23_522_375, **_STEP),
 )

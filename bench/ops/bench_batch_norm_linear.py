@@ -2,7 +2,7 @@
 
 import torch
 from machine import Work
-from op_bench import MATRICES, OpBench, values
+from op_bench import MATRICES, Kernel, OpBench, values
 
 
 def arguments(dtype, n, features, classes):
@@ -27,4 +27,40 @@ BENCH = OpBench(
     work=work,
     layouts=MATRICES,
     dtypes=("float32",),
+)
+
+_PIXELS = {
+    "case": "256x12288 to 7",
+    "shape": (256, 12288, 7),
+    "dtype": "float32",
+    "layout": "contiguous",
+}
+# A feature's parameters and statistics, 11 floats forward and 20 backward, serve 256 rows; 192
+# blocks leave partial outputs.
+KERNELS = (
+    Kernel(
+        "blocks_kernel",
+        "value of x",
+        bytes=4 + 4 * 11 / 256,
+        operations=2 * 7 + 4,
+        units=256 * 12288,
+        **_PIXELS,
+    ),
+    Kernel(
+        "combine_outputs_kernel",
+        "partial output",
+        bytes=4,
+        operations=1,
+        units=192 * 256 * 7,
+        **_PIXELS,
+    ),
+    Kernel(
+        "blocks_backward_kernel",
+        "value of x",
+        bytes=4 + 4 * 20 / 256,
+        operations=2 * 7,
+        units=256 * 12288,
+        direction="training",
+        **_PIXELS,
+    ),
 )

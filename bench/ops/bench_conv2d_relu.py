@@ -1,7 +1,7 @@
 """conv2d_relu: the CNN's three convolutions, and one that is left to PyTorch's."""
 
 from machine import Work
-from op_bench import OpBench, values
+from op_bench import Kernel, OpBench, values
 
 
 def arguments(dtype, n, c, side, k, r):
@@ -32,4 +32,39 @@ BENCH = OpBench(
     },
     arguments=arguments,
     work=work,
+)
+
+_SECOND = {
+    "case": "256x10x32x32 10 of 5x5",
+    "shape": (256, 10, 32, 10, 5),
+    "layout": "contiguous",
+}
+# The CNN's second layer, which has most of its arithmetic; 64 partial sums of 4 images each.
+KERNELS = (
+    Kernel(
+        "small_conv2d_kernel",
+        "value of the output",
+        bytes=4,
+        operations=2 * 10 * 5 * 5,
+        units=256 * 10 * 32 * 32,
+        **_SECOND,
+    ),
+    Kernel(
+        "small_conv2d_weight_kernel",
+        "value of the output",
+        bytes=4,
+        operations=2 * 10 * 5 * 5,
+        units=256 * 10 * 32 * 32,
+        direction="training",
+        **_SECOND,
+    ),
+    Kernel(
+        "sum_partials_kernel",
+        "partial weight",
+        bytes=4,
+        operations=1,
+        units=64 * 10 * 10 * 5 * 5,
+        direction="training",
+        **_SECOND,
+    ),
 )

@@ -1,7 +1,7 @@
 """cross_entropy: the loss of all three models, in float32 also under autocast."""
 
 import torch
-from op_bench import MATRICES, OpBench, elementwise, values
+from op_bench import MATRICES, Kernel, OpBench, elementwise, values
 
 
 def arguments(dtype, rows, classes):
@@ -16,4 +16,20 @@ BENCH = OpBench(
     work=elementwise((1, 2), flops=(4, 4)),
     layouts=MATRICES,
     dtypes=("float32",),
+)
+
+_ROWS = {"case": "256x7", "shape": (256, 7), "dtype": "float32", "layout": "contiguous"}
+# A row: 7 logits, a target of 8 bytes, maximum and logarithm of the sum. 8 blocks leave sums.
+KERNELS = (
+    Kernel("cross_entropy_kernel", "row", bytes=44, operations=28, units=256, **_ROWS),
+    Kernel("reduce_kernel", "sum of a block", bytes=16, operations=2, units=8, **_ROWS),
+    Kernel(
+        "cross_entropy_backward_kernel",
+        "row",
+        bytes=72,
+        operations=28,
+        units=256,
+        direction="training",
+        **_ROWS,
+    ),
 )

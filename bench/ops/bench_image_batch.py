@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from harness import Call
 from machine import Work
-from op_bench import OpBench
+from op_bench import Kernel, OpBench
 
 from skinfast.ops import image_batch
 
@@ -58,4 +58,17 @@ BENCH = ImageBatchBench(
     work=lambda: (Work(0, 0), Work(0, 0)),
     layouts=("contiguous", "channels_last"),
     dtypes=("float32",),
+)
+
+KERNELS = (
+    Kernel(
+        "image_batch_kernel",
+        "value",
+        bytes=5,
+        operations=2,
+        units=256 * 3 * 64 * 64,
+        case="256 of 64x64",
+        shape=(256, 64),
+        dtype="float32",
+    ),
 )

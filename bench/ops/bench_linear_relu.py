@@ -1,7 +1,7 @@
 """linear_relu: the CNN's dense layers."""
 
 from machine import Work
-from op_bench import MATRICES, OpBench, values
+from op_bench import MATRICES, Kernel, OpBench, values
 
 
 def arguments(dtype, n, c, k):
@@ -25,4 +25,18 @@ BENCH = OpBench(
     arguments=arguments,
     work=work,
     layouts=MATRICES,
+)
+
+KERNELS = (
+    Kernel(
+        "mask_and_sum_columns_kernel",
+        "value of the output",
+        bytes=6,
+        operations=2,
+        units=256 * 120,
+        case="256x40 to 120",
+        shape=(256, 40, 120),
+        layout="contiguous",
+        direction="training",
+    ),
 )

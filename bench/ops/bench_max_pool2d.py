@@ -1,7 +1,7 @@
 """max_pool2d: the CNN's three pools and ResNet-50's."""
 
 from machine import Work
-from op_bench import OpBench, values
+from op_bench import Kernel, OpBench, values
 
 
 def arguments(dtype, n, c, side, kernel, stride, padding):
@@ -26,4 +26,26 @@ BENCH = OpBench(
     },
     arguments=arguments,
     work=work,
+)
+
+# ResNet-50's: an output for 4 inputs; a byte says which of 9 it was.
+_POOL = {"case": "256x64x32x32 3x3 stride 2", "shape": (256, 64, 32, 3, 2, 1)}
+KERNELS = (
+    Kernel(
+        "max_pool2d_kernel",
+        "value of the output",
+        bytes=4 * 2 + 2 + 1,
+        operations=8,
+        units=256 * 64 * 16 * 16,
+        **_POOL,
+    ),
+    Kernel(
+        "max_pool2d_backward_kernel",
+        "value of x",
+        bytes=2 + 3 / 4,
+        operations=3,
+        units=256 * 64 * 32 * 32,
+        direction="training",
+        **_POOL,
+    ),
 )

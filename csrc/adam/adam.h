@@ -202,11 +202,12 @@ inline void* state_pointer(const char* list, size_t i, const Tensor& state, cons
 inline void* lower_precision_copy(size_t i, const Tensor& copy, const Tensor& grad,
                                   const Tensor& param) {
   const ScalarType lower = grad.scalar_type();
-  SKINFAST_CHECK(
-      param.scalar_type() == ScalarType::Float &&
-          (lower == ScalarType::BFloat16 || (lower == ScalarType::Half && param.is_cuda())),
-      "adam_: copies[", i, "] belongs to a ", dtype_name(param.scalar_type()), " parameter with a ",
-      dtype_name(lower), " gradient; it needs float32 with bfloat16 or (CUDA) float16");
+  SKINFAST_CHECK(param.scalar_type() == ScalarType::Float &&
+                     (lower == ScalarType::BFloat16 ||
+                      (lower == ScalarType::Half && (kHalfOnCpu || param.is_cuda()))),
+                 "adam_: copies[", i, "] belongs to a ", dtype_name(param.scalar_type()),
+                 " parameter with a ", dtype_name(lower),
+                 " gradient; it needs float32 with bfloat16 or (CUDA) float16");
   const std::string name = item_name("copies", i), grad_name = item_name("grads", i);
   for (const auto& [tensor_name, tensor] :
        {std::pair{&name, &copy}, std::pair{&grad_name, &grad}}) {

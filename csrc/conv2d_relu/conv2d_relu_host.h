@@ -30,7 +30,7 @@ inline Tensor relu_masked(const Tensor& grad_output, const Tensor& output) {
   std::array<StableIValue, 2> stack{torch::stable::detail::from(grad_output),
                                     torch::stable::detail::from(output)};
   STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("skinfast::add_relu_backward", "", stack.data(), TORCH_ABI_VERSION));
+      torch_call_dispatcher(SKINFAST_OP("add_relu_backward"), "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 

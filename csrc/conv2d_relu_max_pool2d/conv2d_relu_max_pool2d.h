@@ -58,14 +58,15 @@ inline std::tuple<Tensor, Tensor> composed_conv2d_relu_max_pool2d(const Tensor& 
                                           from(call.arguments.padding),
                                           from(call.arguments.dilation),
                                           from(call.arguments.groups)};
-  std::array<StableIValue, 6> pool{from(call_aten("skinfast::conv2d_relu", "", convolution.data())),
-                                   from(window),
-                                   from(window),
-                                   from(zeros),
-                                   from(ones),
-                                   from(false)};
+  std::array<StableIValue, 6> pool{
+      from(call_aten(SKINFAST_OP("conv2d_relu"), "", convolution.data())),
+      from(window),
+      from(window),
+      from(zeros),
+      from(ones),
+      from(false)};
   STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("skinfast::max_pool2d", "", pool.data(), TORCH_ABI_VERSION));
+      torch_call_dispatcher(SKINFAST_OP("max_pool2d"), "", pool.data(), TORCH_ABI_VERSION));
   const Tensor output = to<Tensor>(pool[0]), argmax = to<Tensor>(pool[1]);
   return {output, argmax};
 }
@@ -86,7 +87,7 @@ inline Tensor unpooled_gradient(const Tensor& grad_output, const Tensor& output,
                                     from(ones),
                                     from(false),
                                     from(layout == MemoryFormat::ChannelsLast)};
-  return call_aten("skinfast::max_pool2d_backward", "", stack.data());
+  return call_aten(SKINFAST_OP("max_pool2d_backward"), "", stack.data());
 }
 
 // Check what a backward call gets besides the forward call's arguments.

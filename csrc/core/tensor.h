@@ -73,9 +73,16 @@ inline const char* dtype_name(ScalarType dtype) {
 
 // --- checks: `op` and `name` are what the user wrote ----------------------------------------
 
+// Emulated kernels (tests/emulation) have CPU tensors and every dtype of a GPU.
+#if defined(SKINFAST_EMULATION)
+constexpr bool kHalfOnCpu = true;
+#else
+constexpr bool kHalfOnCpu = false;
+#endif
+
 inline void check_floating(const char* op, const char* name, ScalarType dtype, bool is_cuda) {
-  const bool common =
-      dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16;
+  const bool common = dtype == ScalarType::Float || dtype == ScalarType::Double ||
+                      dtype == ScalarType::BFloat16 || (kHalfOnCpu && dtype == ScalarType::Half);
   if (is_cuda) {
     SKINFAST_CHECK(common || dtype == ScalarType::Half, op, ": ", name, " has dtype ",
                    dtype_name(dtype), "; it needs float32, float64, bfloat16 or float16");
@@ -162,6 +169,14 @@ inline Tensor empty_in(const Tensor& like, const std::vector<int64_t>& shape, Me
   return torch::stable::empty(shape, dtype.value_or(like.scalar_type()), std::nullopt,
                               like.device(), std::nullopt, layout);
 }
+
+// The name of an op of ours for the dispatcher; emulated kernels call emulated ones.
+#ifndef SKINFAST_NAMESPACE
+#define SKINFAST_NAMESPACE skinfast
+#endif
+#define SKINFAST_QUOTED(text) #text
+#define SKINFAST_OP_IN(space, op) SKINFAST_QUOTED(space) "::" op
+#define SKINFAST_OP(op) SKINFAST_OP_IN(SKINFAST_NAMESPACE, op)
 
 // Call an op by name that returns a tensor; `stack` holds all its arguments.
 inline Tensor call_aten(const char* name, const char* overload, StableIValue* stack) {

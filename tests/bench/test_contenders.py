@@ -6,6 +6,7 @@ from functools import partial
 import bench_ops
 import pytest
 import torch
+from harness import ResultsDifferError
 from trainers import PyTorch, Skinfast, Update, assert_same_training, assert_same_updates
 
 from skinfast.training import TrainConfig, prepare
@@ -29,6 +30,24 @@ def test_a_different_result_is_found():
     calls = {"a": lambda: (torch.ones(3),), "b": lambda: (torch.full((3,), 1.01),)}
     with pytest.raises(AssertionError, match=r"result 0 of a is off by 0.0099"):
         bench_ops.assert_equal(1e-3, calls)
+
+
+def test_an_op_that_differs_is_named_and_the_others_are_timed(monkeypatch):
+    timed, notes = [], []
+
+    def call(op, case, *_):
+        timed.append((op.name, case))
+        if op.name == "add_relu":
+            raise ResultsDifferError("add_relu: results differ")
+
+    monkeypatch.setattr(bench_ops, "bench_call", call)
+    report = type("Report", (), {"note": lambda self, line: notes.append(line)})()
+    found = [
+        bench_ops.bench_op(name, None, report, None, True) for name in ("add_relu", "linear_relu")
+    ]
+    assert found == ["add_relu: results differ", ""]
+    assert notes == ["add_relu: results differ"]
+    assert [name for name, _ in timed] == ["add_relu", "linear_relu", "linear_relu"]
 
 
 @pytest.fixture

@@ -147,6 +147,8 @@ def test_report_prints_rows_and_writes_json_and_plot(options, tmp_path, capsys):
         pytorch_memory=None,
     )
     result.add({"op": "add_relu", "ceiling": 0.25}, row, "us")
+    # A run that is stopped leaves the rows that it has measured.
+    assert len(json.loads((tmp_path / "result.json").read_text())["rows"]) == 1
     result.finish()
     line = capsys.readouterr().out.splitlines()[-3]
     assert line.split() == (

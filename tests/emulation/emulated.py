@@ -138,9 +138,9 @@ def declared_ops() -> list[str]:
 class Emulated(TorchDispatchMode):
     """While active, every call of a skinfast op on CPU tensors runs the emulated CUDA kernels.
 
-    Each call is made in two orders of threads, whose results must be equal to the bit, and on the
-    CPU kernels, whose results must be close. Fresh memory is filled with NaN, so that an element
-    that no thread writes shows. ``calls`` counts the calls by op.
+    Each call is made in two orders of threads, whose results must be equal to the bit, and but for
+    float16 on the CPU kernels, whose results must be close. Fresh memory is filled with NaN, so
+    that an element that no thread writes shows. ``calls`` counts the calls by op.
     """
 
     def __init__(self) -> None:
@@ -157,13 +157,15 @@ class Emulated(TorchDispatchMode):
         seeds = range(ORDERS * self.calls[name], ORDERS * (self.calls[name] + 1))
         copies = tree_map_only(Tensor, _copy, [(args, kwargs) for _ in seeds])
         others = [_run(emulated, *copies[i], seed) for i, seed in enumerate(seeds[1:])]
-        expected = _run(func, *copies[-1])
         with _order(seeds[0]):
             result = emulated(*args, **kwargs)
         values = _tensors((result, args, kwargs))
         for other in others:
             for i, (value, same) in enumerate(zip(values, other, strict=True)):
                 assert _bits_equal(value, same), f"{name}: value {i} depends on the thread order"
+        if any(value.dtype == torch.float16 for value in values):
+            return result  # which the CPU kernels refuse
+        expected = _run(func, *copies[-1])
         for i, (value, wanted) in enumerate(zip(values, expected, strict=True)):
             _assert_close(f"{name}: value {i}", value, wanted)
         return result

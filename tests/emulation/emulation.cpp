@@ -51,6 +51,7 @@ std::string failure;  // what a thread found wrong; the scheduler throws it
 std::unique_ptr<unsigned char[]> dynamic;
 std::map<const void*, size_t> allowed_shared;
 std::minstd_rand random_order;
+int64_t launches = 0, last_grid = 0;
 
 void back_to_scheduler() { Fiber::switch_to(threads[current].fiber, scheduler); }
 
@@ -249,6 +250,12 @@ void* dynamic_shared() { return dynamic.get(); }
 
 // --- what the host calls ---------------------------------------------------------------------
 
+// For Python: the launches so far, those of a dry run included, and the last one's blocks.
+extern "C" __attribute__((visibility("default"))) int64_t emulation_launches() { return launches; }
+extern "C" __attribute__((visibility("default"))) int64_t emulation_last_grid() {
+  return last_grid;
+}
+
 void allow_dynamic_shared(const void* kernel, size_t bytes) {
   if (bytes > kMaxSharedBytes) {
     give_up("cudaFuncSetAttribute: " + std::to_string(bytes) +
@@ -261,6 +268,9 @@ void run_grid(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
               const std::function<void()>& thread) {
   const std::lock_guard lock(one_launch);
   check_launch(kernel, grid, block, shared_bytes);
+  ++launches;
+  last_grid = int64_t{grid.x} * grid.y * grid.z;
+  if (std::getenv("SKINFAST_EMULATION_DRY") != nullptr) return;
   const char* text = std::getenv("SKINFAST_EMULATION_SEED");
   const unsigned seed = text == nullptr ? 0 : static_cast<unsigned>(std::atoi(text));
   random_order.seed(seed + 1);

@@ -12,15 +12,17 @@
 // lines or never reach together, unless the missing ones have exited (sm_70 and later do not wait
 // for those); a shuffle from a lane that exited or takes no part; a launch beyond CUDA's limits.
 //
+// With SKINFAST_EMULATION_DRY set, a launch is checked and counted but not run: host code can be
+// asked about tensors that no memory could hold.
+//
 // Refused, by failing to compile: atomics and fences (`GCC poison` below), and anything else that
 // is not declared here: PTX, cooperative groups, textures, tensor cores.
 //
 // Not modelled: memory ordering between threads, accesses torn between barriers (a thread runs
-// from one barrier to the next undisturbed), lock-step execution of a warp, float16 (the host
-// functions refuse it on the CPU), the rounding of nvcc's fused multiply-adds, speed. In the
-// plain build static __shared__ arrays are one thread-local segment, which makes them easy to fill
-// with garbage; under AddressSanitizer they are ordinary statics, which it puts guards between,
-// but which keep what the last block left.
+// from one barrier to the next undisturbed), lock-step execution of a warp, the rounding of nvcc's
+// fused multiply-adds, speed. In the plain build static __shared__ arrays are one thread-local
+// segment, which makes them easy to fill with garbage; under AddressSanitizer they are ordinary
+// statics, which it puts guards between, but which keep what the last block left.
 //
 // A result obtained here is an emulated result. It never counts as a result of a GPU.
 #pragma once

@@ -23,9 +23,9 @@ from skinfast.testing import (
     parity_cases,
 )
 
-# With a sanitizer, one of the types that a thread's 16 bytes hold few of and one of many.
-DTYPES = (torch.float32, torch.bfloat16) if SANITIZED else dtypes("cpu")
-CASES = [case for case in parity_cases() if case[2] == "cpu" and case[3] in DTYPES]
+# Those of a GPU; with a sanitizer, one that a thread's 16 bytes hold few of and one of many.
+DTYPES = (torch.float32, torch.bfloat16) if SANITIZED else dtypes("cuda")
+CASES = list(parity_cases({"cpu": DTYPES}))
 SOUND = {"kernels": True}  # until a sanitizer has complained
 
 
@@ -52,6 +52,15 @@ def test_equals_pure_pytorch_and_the_cpu_kernels(case):
     with Emulated() as mode:
         assert_parity(module, name, map_tensors(sample, lambda t: in_layout(t, layout)), dtype)
     assert mode.calls
+
+
+@pytest.mark.usefixtures("emulated_ops")
+@pytest.mark.parametrize("case", [c for c in CASES if c[4] == "contiguous"], ids=_id)
+def test_takes_dense_tensors_that_start_at_an_odd_element(case):
+    """Where no access of 16 bytes is possible: the kernels' narrow ways."""
+    name, module, _, dtype, _, sample = case
+    with Emulated():
+        assert_parity(module, name, map_tensors(sample, lambda t: in_layout(t, "offset")), dtype)
 
 
 @pytest.mark.usefixtures("emulated_ops")

@@ -37,6 +37,12 @@ def test_equals_pure_pytorch(case):
     assert_parity(module, name, map_tensors(sample, lambda t: in_layout(t, layout)), dtype)
 
 
+@pytest.mark.parametrize("case", [c for c in CASES if c[4] == "contiguous"], ids=_id)
+def test_takes_dense_tensors_that_start_at_an_odd_element(case):
+    name, module, _, dtype, _, sample = case
+    assert_parity(module, name, map_tensors(sample, lambda t: in_layout(t, "offset")), dtype)
+
+
 @pytest.mark.parametrize("case", FLOAT64_CPU, ids=_id)
 def test_gradient_is_the_derivative(case):
     name, module, _, dtype, _, sample = case
@@ -89,7 +95,9 @@ def _detached(args):
     [c for c in CASES if c[3] in (torch.float32, torch.bfloat16) and c[4] == "contiguous"],
     ids=_id,
 )
-def test_two_runs_are_equal_to_the_bit(case):
+def test_two_runs_are_equal_to_the_bit(case, monkeypatch):
+    # On a GPU, for the convolutions that are cuDNN's.
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     name, module, _, _, _, sample = case
     first, second = (outputs_and_gradients(getattr(module, name), sample) for _ in range(2))
     for key, value in first.items():
