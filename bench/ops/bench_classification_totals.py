@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from harness import Call
 from machine import Work
-from op_bench import OpBench
+from op_bench import Kernel, OpBench
 
 from skinfast.ops import classification_totals_
 
@@ -56,4 +56,17 @@ BENCH = ClassificationTotalsBench(
     work=lambda: (Work(0, 0), Work(0, 0)),
     layouts=("as stored",),
     dtypes=("float32",),
+)
+
+KERNELS = (
+    Kernel(
+        "classification_totals_kernel",
+        "image",
+        bytes=7 * 2 + 8,
+        operations=7,
+        units=256,
+        case="256x7",
+        shape=(256, 7),
+        layout="as stored",
+    ),
 )
