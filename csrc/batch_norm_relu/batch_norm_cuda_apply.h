@@ -2,63 +2,11 @@
 // one byte of the mask.
 #pragma once
 
+#include "batch_norm_relu/batch_norm_cuda_gradient.h"
 #include "batch_norm_relu/batch_norm_relu.h"
 #include "core/cuda.h"
 
 namespace skinfast {
-
-// ------------------------------
-
-constexpr int kEight = 8;
-
-template <typename T>
-struct Eight {
-  T values[kEight];
-};
-
-// kVector: all 8 exist and are 16-byte aligned; else the first `count` of them exist.
-template <bool kVector, typename T>
-__device__ __forceinline__ Eight<T> load_eight(const T* from, int count) {
-  Eight<T> eight{};
-  if (kVector) {
-    using V = Vector<T, kVectorWidth<T>>;
-#pragma unroll
-    for (int i = 0; i < kEight / kVectorWidth<T>; ++i) {
-      const V part = reinterpret_cast<const V*>(from)[i];
-#pragma unroll
-      for (int k = 0; k < kVectorWidth<T>; ++k) {
-        eight.values[i * kVectorWidth<T> + k] = part.values[k];
-      }
-    }
-  } else {
-#pragma unroll
-    for (int k = 0; k < kEight; ++k) {
-      if (k < count) eight.values[k] = from[k];
-    }
-  }
-  return eight;
-}
-
-template <bool kVector, typename T>
-__device__ __forceinline__ void store_eight(T* to, const Eight<T>& eight, int count) {
-  if (kVector) {
-    using V = Vector<T, kVectorWidth<T>>;
-#pragma unroll
-    for (int i = 0; i < kEight / kVectorWidth<T>; ++i) {
-      V part;
-#pragma unroll
-      for (int k = 0; k < kVectorWidth<T>; ++k) {
-        part.values[k] = eight.values[i * kVectorWidth<T> + k];
-      }
-      reinterpret_cast<V*>(to)[i] = part;
-    }
-  } else {
-#pragma unroll
-    for (int k = 0; k < kEight; ++k) {
-      if (k < count) to[k] = eight.values[k];
-    }
-  }
-}
 
 template <typename T_>
 struct ForwardPass {
@@ -100,7 +48,7 @@ struct ForwardPass {
   }
 };
 
-template <typename T_>
+template <typename T_, typename Gradient>
 struct BackwardPass {
   using T = T_;
   using A = accumulate_t<T>;
@@ -109,6 +57,7 @@ struct BackwardPass {
   };
 
   BatchNormBackward a;
+  Gradient gradient;
 
   __device__ Coefficients coefficients(int64_t channel) const {
     const A* values = static_cast<const A*>(a.coefficients) + channel;
@@ -119,14 +68,12 @@ struct BackwardPass {
   template <bool kVector, typename Of>
   __device__ __forceinline__ void eight(int64_t vector, int count, const Of& of) const {
     const int64_t first = vector * kEight;
-    Eight<T> grad = load_eight<kVector>(static_cast<const T*>(a.grad_output) + first, count);
+    const Eight<T> grad = gradient.template eight<kVector>(first, count);
     const Eight<T> x = load_eight<kVector>(static_cast<const T*>(a.x) + first, count);
-    const uint32_t bits = a.mask == nullptr ? 0xffu : a.mask[vector];
     Eight<T> grad_x;
 #pragma unroll
     for (int k = 0; k < kEight; ++k) {
       const Coefficients c = of(k);
-      if ((bits >> k & 1u) == 0) grad.values[k] = store<T>(A(0));
       const A value = load(grad.values[k]);
       grad_x.values[k] = store<T>(a.training ? training_gradient(value, load(x.values[k]), c.mean,
                                                                  c.scale, c.slope, c.offset)

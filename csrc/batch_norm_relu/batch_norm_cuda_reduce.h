@@ -2,6 +2,7 @@
 // partial results [parts, C], and combine_kernel merges those of a channel in a fixed order.
 #pragma once
 
+#include "batch_norm_relu/batch_norm_cuda_gradient.h"
 #include "batch_norm_relu/batch_norm_relu.h"
 #include "core/cuda.h"
 
@@ -85,7 +86,7 @@ __device__ __forceinline__ GradientSums<A> merge(GradientSums<A> a, GradientSums
   return {a.sum + b.sum, a.dot + b.dot};
 }
 
-template <typename T>
+template <typename T, typename Gradient>
 struct BackwardReduction {
   using A = accumulate_t<T>;
   using Partial = GradientSums<A>;
@@ -93,30 +94,27 @@ struct BackwardReduction {
   template <int kWidth>
   struct Elements {
     Vector<T, kWidth> grad, x;
-    uint32_t bits;
   };
   struct State {
     A mean, sum, dot;
   };
 
   BatchNormBackward a;
+  Gradient gradient;
 
   __device__ State start(int64_t channel) const {
     return {static_cast<const A*>(a.mean)[channel], 0, 0};
   }
 
-  // index is a multiple of kWidth, so that the bits are within one byte.
   template <int kWidth>
   __device__ Elements<kWidth> read(int64_t index) const {
-    using V = Vector<T, kWidth>;
-    return {*reinterpret_cast<const V*>(static_cast<const T*>(a.grad_output) + index),
-            *reinterpret_cast<const V*>(static_cast<const T*>(a.x) + index),
-            a.mask == nullptr ? 0xffu : static_cast<uint32_t>(a.mask[index / 8]) >> (index % 8)};
+    return {gradient.template at<kWidth>(index),
+            *reinterpret_cast<const Vector<T, kWidth>*>(static_cast<const T*>(a.x) + index)};
   }
 
   template <int kWidth>
   __device__ void add(State& state, const Elements<kWidth>& elements, int k) const {
-    const A grad = (elements.bits >> k & 1u) != 0 ? load(elements.grad.values[k]) : A(0);
+    const A grad = load(elements.grad.values[k]);
     state.sum += grad;
     state.dot += grad * (load(elements.x.values[k]) - state.mean);
   }
