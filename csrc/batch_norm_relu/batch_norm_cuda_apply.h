@@ -15,6 +15,8 @@ struct ForwardPass {
   struct Coefficients {
     A mean, scale, shift;
   };
+  // Rows that a thread reads before it writes one. Eight floats are two reads already.
+  static constexpr int kInFlight = sizeof(T) == 2 ? 2 : 1;
 
   BatchNormForward a;
 
@@ -23,15 +25,28 @@ struct ForwardPass {
     return {static_cast<const A*>(a.mean)[channel], values[0], values[a.shape.channels]};
   }
 
-  // The elements 8 * vector and on; of(k) are the coefficients of the k-th.
-  template <bool kVector, typename Of>
-  __device__ __forceinline__ void eight(int64_t vector, int count, const Of& of) const {
+  // What is read of the elements 8 * vector and on.
+  struct Elements {
+    Eight<T> x, residual;
+  };
+
+  template <bool kVector>
+  __device__ __forceinline__ Elements read(int64_t vector, int count) const {
     const int64_t first = vector * kEight;
-    const Eight<T> x = load_eight<kVector>(static_cast<const T*>(a.x) + first, count);
-    Eight<T> residual{}, output;
+    Elements elements{load_eight<kVector>(static_cast<const T*>(a.x) + first, count), {}};
     if (a.residual != nullptr) {
-      residual = load_eight<kVector>(static_cast<const T*>(a.residual) + first, count);
+      elements.residual = load_eight<kVector>(static_cast<const T*>(a.residual) + first, count);
     }
+    return elements;
+  }
+
+  // of(k) are the coefficients of the k-th.
+  template <bool kVector, typename Of>
+  __device__ __forceinline__ void write(int64_t vector, int count, const Elements& elements,
+                                        const Of& of) const {
+    const auto& [x, residual] = elements;
+    const int64_t first = vector * kEight;
+    Eight<T> output;
     uint32_t bits = 0;
 #pragma unroll
     for (int k = 0; k < kEight; ++k) {
@@ -55,6 +70,7 @@ struct BackwardPass {
   struct Coefficients {
     A mean, scale, slope, offset;
   };
+  static constexpr int kInFlight = sizeof(T) == 2 ? Gradient::kInFlight : 1;
 
   BatchNormBackward a;
   Gradient gradient;
@@ -65,11 +81,22 @@ struct BackwardPass {
             values[2 * a.shape.channels]};
   }
 
-  template <bool kVector, typename Of>
-  __device__ __forceinline__ void eight(int64_t vector, int count, const Of& of) const {
+  struct Elements {
+    Eight<T> grad, x;
+  };
+
+  template <bool kVector>
+  __device__ __forceinline__ Elements read(int64_t vector, int count) const {
     const int64_t first = vector * kEight;
-    const Eight<T> grad = gradient.template eight<kVector>(first, count);
-    const Eight<T> x = load_eight<kVector>(static_cast<const T*>(a.x) + first, count);
+    return {gradient.template eight<kVector>(first, count),
+            load_eight<kVector>(static_cast<const T*>(a.x) + first, count)};
+  }
+
+  template <bool kVector, typename Of>
+  __device__ __forceinline__ void write(int64_t vector, int count, const Elements& elements,
+                                        const Of& of) const {
+    const auto& [grad, x] = elements;
+    const int64_t first = vector * kEight;
     Eight<T> grad_x;
 #pragma unroll
     for (int k = 0; k < kEight; ++k) {
@@ -86,6 +113,10 @@ struct BackwardPass {
   }
 };
 
+// With the registers that these kernels take, a multiprocessor holds three or two blocks: a grid
+// that fills a GPU of 132 twice or three times, without a tail.
+constexpr int64_t kApplyBlocks = 132 * 6;
+
 // group is 1: a thread keeps the coefficients of its 8 channels in registers through its rows.
 template <typename Pass>
 __global__ void apply_rows_kernel(Pass pass, int64_t rows_per_block) {
@@ -98,8 +129,21 @@ __global__ void apply_rows_kernel(Pass pass, int64_t rows_per_block) {
   typename Pass::Coefficients own[kEight];
 #pragma unroll
   for (int k = 0; k < kEight; ++k) own[k] = pass.coefficients(vector * kEight + k);
-  for (int64_t row = begin + threadIdx.y; row < end; row += blockDim.y) {
-    pass.template eight<true>(row * vectors + vector, kEight, [&](int k) { return own[k]; });
+  const int64_t step = static_cast<int64_t>(blockDim.y) * Pass::kInFlight;
+  for (int64_t row = begin + threadIdx.y; row < end; row += step) {
+    typename Pass::Elements elements[Pass::kInFlight];
+#pragma unroll
+    for (int i = 0; i < Pass::kInFlight; ++i) {
+      const int64_t own_row = row + i * blockDim.y;
+      if (own_row < end) elements[i] = pass.template read<true>(own_row * vectors + vector, kEight);
+    }
+#pragma unroll
+    for (int i = 0; i < Pass::kInFlight; ++i) {
+      const int64_t own_row = row + i * blockDim.y;
+      if (own_row >= end) break;
+      pass.template write<true>(own_row * vectors + vector, kEight, elements[i],
+                                [&](int k) { return own[k]; });
+    }
   }
 }
 
@@ -117,10 +161,12 @@ __global__ void apply_kernel(Pass pass, int64_t elements) {
     const int64_t left = elements - vector * kEight;
     if (kVector) {
       const typename Pass::Coefficients shared = pass.coefficients(column / group);
-      pass.template eight<true>(vector, kEight, [&](int) { return shared; });
+      pass.template write<true>(vector, kEight, pass.template read<true>(vector, kEight),
+                                [&](int) { return shared; });
     } else {
-      pass.template eight<false>(
-          vector, left < kEight ? static_cast<int>(left) : kEight,
+      const int count = left < kEight ? static_cast<int>(left) : kEight;
+      pass.template write<false>(
+          vector, count, pass.template read<false>(vector, count),
           [&](uint32_t k) { return pass.coefficients((column + k) % columns / group); });
     }
   }

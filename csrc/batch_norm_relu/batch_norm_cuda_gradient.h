@@ -59,6 +59,8 @@ __device__ __forceinline__ void store_eight(T* to, const Eight<T>& eight, int co
 // The gradient behind the ReLU where that of its output is stored. T [rows, columns]
 template <typename T>
 struct StoredGradient {
+  static constexpr int kResidents = 4, kInFlight = 2;  // see batch_norm_cuda_reduce.h
+
   const T* grad_output;
   const uint8_t* mask;  // null without ReLU
 

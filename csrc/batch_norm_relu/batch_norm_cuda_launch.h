@@ -7,8 +7,6 @@
 
 namespace skinfast {
 
-// Blocks that fill any present GPU several times; more would only make more partial results.
-constexpr int64_t kTargetBlocks = 132 * 8;
 constexpr int64_t kMinPerThread = 4;
 
 // How a matrix whose columns are channels is cut: blocks of [y, x] threads, x along vectors of
@@ -18,14 +16,14 @@ struct RowsGrid {
   int64_t rows_per_block;
 };
 
-inline RowsGrid rows_grid(const BatchNormShape& shape, int width) {
+inline RowsGrid rows_grid(const BatchNormShape& shape, int width, int64_t blocks) {
   const int64_t vectors = shape.columns / width;
   unsigned x = 1;
   while (x < kWarpSize && x < vectors) x *= 2;
   const unsigned y = kThreads / x;
   const int64_t column_blocks = ceil_divide(vectors, x);
   const int64_t most = ceil_divide(shape.rows, y * kMinPerThread);
-  const int64_t wanted = std::clamp<int64_t>(kTargetBlocks / column_blocks, 1, most);
+  const int64_t wanted = std::clamp<int64_t>(blocks / column_blocks, 1, most);
   const int64_t rows_per_block = ceil_divide(shape.rows, wanted);
   return {dim3(static_cast<unsigned>(column_blocks),
                static_cast<unsigned>(ceil_divide(shape.rows, rows_per_block))),
@@ -37,6 +35,8 @@ template <typename T, typename Reduction, typename... Pointers>
 void reduce(const Reduction& reduction, const Tensor& x, Pointers... pointers) {
   constexpr int kWidth = kVectorWidth<T>;
   using Partial = typename Reduction::Partial;
+  // They fill a GPU of 132 multiprocessors once, without a tail.
+  constexpr int64_t kBlocks = 132 * Reduction::kResidents;
   const BatchNormShape& shape = reduction.a.shape;
   const cudaStream_t stream = current_stream(x);
   const bool by_rows = shape.group == 1;
@@ -44,11 +44,11 @@ void reduce(const Reduction& reduction, const Tensor& x, Pointers... pointers) {
       is_aligned(pointers...) && (by_rows ? shape.columns : shape.group) % kWidth == 0;
   const int width = vector ? kWidth : 1;
 
-  const RowsGrid rows = rows_grid(shape, width);
+  const RowsGrid rows = rows_grid(shape, width, kBlocks);
   const int64_t vectors = shape.rows * shape.group / width;
   const int64_t most = ceil_divide(vectors, kThreads * kMinPerThread);
   const int64_t vectors_per_block =
-      ceil_divide(vectors, std::clamp<int64_t>(kTargetBlocks / shape.channels, 1, most));
+      ceil_divide(vectors, std::clamp<int64_t>(kBlocks / shape.channels, 1, most));
   const int64_t parts = by_rows ? rows.grid.y : ceil_divide(vectors, vectors_per_block);
   const Tensor workspace = new_vector(x, parts * (sizeof(Partial) / sizeof(accumulate_t<T>)));
   Partial* partials = static_cast<Partial*>(workspace.mutable_data_ptr());
@@ -63,8 +63,9 @@ void reduce(const Reduction& reduction, const Tensor& x, Pointers... pointers) {
         dim3(1, kThreads), 0, stream, reduction, vectors_per_block, partials);
   }
   launch(&combine_kernel<Reduction>,
-         dim3(static_cast<unsigned>(ceil_divide(shape.channels, kWarpSize))),
-         dim3(kWarpSize, kThreads / kWarpSize), 0, stream, reduction, parts, partials);
+         dim3(static_cast<unsigned>(ceil_divide(shape.channels, kCombineChannels))),
+         dim3(kCombineChannels, kThreads / kCombineChannels), 0, stream, reduction, parts,
+         partials);
 }
 
 // `pointers` are those that the pass reads or writes.
@@ -74,7 +75,7 @@ void apply(const Pass& pass, const Tensor& x, Pointers... pointers) {
   const cudaStream_t stream = current_stream(x);
   const bool aligned = is_aligned(pointers...);
   if (aligned && shape.group == 1 && shape.columns % kEight == 0) {
-    const RowsGrid rows = rows_grid(shape, kEight);
+    const RowsGrid rows = rows_grid(shape, kEight, kApplyBlocks);
     launch(&apply_rows_kernel<Pass>, rows.grid, rows.block, 0, stream, pass, rows.rows_per_block);
   } else {
     const bool vector = aligned && shape.group % kEight == 0;

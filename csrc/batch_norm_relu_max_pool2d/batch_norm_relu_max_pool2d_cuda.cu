@@ -57,6 +57,9 @@ struct NormReluTaps {
 // if it were stored. The windows that the ReLU stops have no position.
 template <typename T>
 struct PooledGradient {
+  // The windows over a pixel are several reads already.
+  static constexpr int kResidents = 2, kInFlight = 1;
+
   const T* grad_output;   // of the windows
   const uint8_t* argmax;  // likewise
   MaxPool2dParams p;
