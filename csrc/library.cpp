@@ -79,6 +79,16 @@ STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
       "int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode, "
       "bool channels_last) -> Tensor");
   m.def(
+      "batch_norm_relu_max_pool2d(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, "
+      "Tensor? running_var, bool training, float eps, int[] kernel_size, int[] stride, "
+      "int[] padding, int[] dilation, bool ceil_mode) "
+      "-> (Tensor output, Tensor argmax, Tensor mean, Tensor variance)");
+  m.def(
+      "batch_norm_relu_max_pool2d_backward(Tensor grad_output, Tensor argmax, Tensor x, "
+      "Tensor mean, Tensor variance, Tensor? weight, bool training, float eps, int[] kernel_size, "
+      "int[] stride, int[] padding, int[] dilation, bool ceil_mode, bool needs_grad_x) "
+      "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
+  m.def(
       "cross_entropy(Tensor input, Tensor target, Tensor? weight, int ignore_index, "
       "int reduction, float label_smoothing) "
       "-> (Tensor loss, Tensor normalizers, Tensor total_weight)");

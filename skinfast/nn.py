@@ -138,6 +138,40 @@ class BatchNorm(_BatchNorm):
         )
 
 
+class BatchNormReLUMaxPool2d(_BatchNorm):
+    """Batch normalisation of ``[N, C, H, W]``, ReLU and ``torch.nn.MaxPool2d``: a ResNet's stem.
+
+    Takes the channels first, as torch.nn.BatchNorm2d, then what torch.nn.MaxPool2d takes, by name.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        ceil_mode: bool = False,
+        backend: str = "skinfast",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.pool: dict[str, Any] = {
+            "kernel_size": kernel_size,
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+            "ceil_mode": ceil_mode,
+        }
+        self._function = op("batch_norm_relu_max_pool2d", backend)
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        return self._function(
+            input, weight=self.weight, bias=self.bias, **self.statistics(), **self.pool
+        )
+
+
 class BatchNormAddReLU(_BatchNorm):
     """``relu(batch_norm(input) + residual)``: the end of a residual block."""
 

@@ -2,63 +2,11 @@
 // one byte of the mask.
 #pragma once
 
+#include "batch_norm_relu/batch_norm_cuda_gradient.h"
 #include "batch_norm_relu/batch_norm_relu.h"
 #include "core/cuda.h"
 
 namespace skinfast {
-
-// ------------------------------
-
-constexpr int kEight = 8;
-
-template <typename T>
-struct Eight {
-  T values[kEight];
-};
-
-// kVector: all 8 exist and are 16-byte aligned; else the first `count` of them exist.
-template <bool kVector, typename T>
-__device__ __forceinline__ Eight<T> load_eight(const T* from, int count) {
-  Eight<T> eight{};
-  if (kVector) {
-    using V = Vector<T, kVectorWidth<T>>;
-#pragma unroll
-    for (int i = 0; i < kEight / kVectorWidth<T>; ++i) {
-      const V part = reinterpret_cast<const V*>(from)[i];
-#pragma unroll
-      for (int k = 0; k < kVectorWidth<T>; ++k) {
-        eight.values[i * kVectorWidth<T> + k] = part.values[k];
-      }
-    }
-  } else {
-#pragma unroll
-    for (int k = 0; k < kEight; ++k) {
-      if (k < count) eight.values[k] = from[k];
-    }
-  }
-  return eight;
-}
-
-template <bool kVector, typename T>
-__device__ __forceinline__ void store_eight(T* to, const Eight<T>& eight, int count) {
-  if (kVector) {
-    using V = Vector<T, kVectorWidth<T>>;
-#pragma unroll
-    for (int i = 0; i < kEight / kVectorWidth<T>; ++i) {
-      V part;
-#pragma unroll
-      for (int k = 0; k < kVectorWidth<T>; ++k) {
-        part.values[k] = eight.values[i * kVectorWidth<T> + k];
-      }
-      reinterpret_cast<V*>(to)[i] = part;
-    }
-  } else {
-#pragma unroll
-    for (int k = 0; k < kEight; ++k) {
-      if (k < count) to[k] = eight.values[k];
-    }
-  }
-}
 
 template <typename T_>
 struct ForwardPass {
@@ -67,6 +15,8 @@ struct ForwardPass {
   struct Coefficients {
     A mean, scale, shift;
   };
+  // Rows that a thread reads before it writes one. Eight floats are two reads already.
+  static constexpr int kInFlight = sizeof(T) == 2 ? 2 : 1;
 
   BatchNormForward a;
 
@@ -75,15 +25,28 @@ struct ForwardPass {
     return {static_cast<const A*>(a.mean)[channel], values[0], values[a.shape.channels]};
   }
 
-  // The elements 8 * vector and on; of(k) are the coefficients of the k-th.
-  template <bool kVector, typename Of>
-  __device__ __forceinline__ void eight(int64_t vector, int count, const Of& of) const {
+  // What is read of the elements 8 * vector and on.
+  struct Elements {
+    Eight<T> x, residual;
+  };
+
+  template <bool kVector>
+  __device__ __forceinline__ Elements read(int64_t vector, int count) const {
     const int64_t first = vector * kEight;
-    const Eight<T> x = load_eight<kVector>(static_cast<const T*>(a.x) + first, count);
-    Eight<T> residual{}, output;
+    Elements elements{load_eight<kVector>(static_cast<const T*>(a.x) + first, count), {}};
     if (a.residual != nullptr) {
-      residual = load_eight<kVector>(static_cast<const T*>(a.residual) + first, count);
+      elements.residual = load_eight<kVector>(static_cast<const T*>(a.residual) + first, count);
     }
+    return elements;
+  }
+
+  // of(k) are the coefficients of the k-th.
+  template <bool kVector, typename Of>
+  __device__ __forceinline__ void write(int64_t vector, int count, const Elements& elements,
+                                        const Of& of) const {
+    const auto& [x, residual] = elements;
+    const int64_t first = vector * kEight;
+    Eight<T> output;
     uint32_t bits = 0;
 #pragma unroll
     for (int k = 0; k < kEight; ++k) {
@@ -100,15 +63,17 @@ struct ForwardPass {
   }
 };
 
-template <typename T_>
+template <typename T_, typename Gradient>
 struct BackwardPass {
   using T = T_;
   using A = accumulate_t<T>;
   struct Coefficients {
     A mean, scale, slope, offset;
   };
+  static constexpr int kInFlight = sizeof(T) == 2 ? Gradient::kInFlight : 1;
 
   BatchNormBackward a;
+  Gradient gradient;
 
   __device__ Coefficients coefficients(int64_t channel) const {
     const A* values = static_cast<const A*>(a.coefficients) + channel;
@@ -116,17 +81,26 @@ struct BackwardPass {
             values[2 * a.shape.channels]};
   }
 
-  template <bool kVector, typename Of>
-  __device__ __forceinline__ void eight(int64_t vector, int count, const Of& of) const {
+  struct Elements {
+    Eight<T> grad, x;
+  };
+
+  template <bool kVector>
+  __device__ __forceinline__ Elements read(int64_t vector, int count) const {
     const int64_t first = vector * kEight;
-    Eight<T> grad = load_eight<kVector>(static_cast<const T*>(a.grad_output) + first, count);
-    const Eight<T> x = load_eight<kVector>(static_cast<const T*>(a.x) + first, count);
-    const uint32_t bits = a.mask == nullptr ? 0xffu : a.mask[vector];
+    return {gradient.template eight<kVector>(first, count),
+            load_eight<kVector>(static_cast<const T*>(a.x) + first, count)};
+  }
+
+  template <bool kVector, typename Of>
+  __device__ __forceinline__ void write(int64_t vector, int count, const Elements& elements,
+                                        const Of& of) const {
+    const auto& [grad, x] = elements;
+    const int64_t first = vector * kEight;
     Eight<T> grad_x;
 #pragma unroll
     for (int k = 0; k < kEight; ++k) {
       const Coefficients c = of(k);
-      if ((bits >> k & 1u) == 0) grad.values[k] = store<T>(A(0));
       const A value = load(grad.values[k]);
       grad_x.values[k] = store<T>(a.training ? training_gradient(value, load(x.values[k]), c.mean,
                                                                  c.scale, c.slope, c.offset)
@@ -138,6 +112,10 @@ struct BackwardPass {
     }
   }
 };
+
+// With the registers that these kernels take, a multiprocessor holds three or two blocks: a grid
+// that fills a GPU of 132 twice or three times, without a tail.
+constexpr int64_t kApplyBlocks = 132 * 6;
 
 // group is 1: a thread keeps the coefficients of its 8 channels in registers through its rows.
 template <typename Pass>
@@ -151,8 +129,21 @@ __global__ void apply_rows_kernel(Pass pass, int64_t rows_per_block) {
   typename Pass::Coefficients own[kEight];
 #pragma unroll
   for (int k = 0; k < kEight; ++k) own[k] = pass.coefficients(vector * kEight + k);
-  for (int64_t row = begin + threadIdx.y; row < end; row += blockDim.y) {
-    pass.template eight<true>(row * vectors + vector, kEight, [&](int k) { return own[k]; });
+  const int64_t step = static_cast<int64_t>(blockDim.y) * Pass::kInFlight;
+  for (int64_t row = begin + threadIdx.y; row < end; row += step) {
+    typename Pass::Elements elements[Pass::kInFlight];
+#pragma unroll
+    for (int i = 0; i < Pass::kInFlight; ++i) {
+      const int64_t own_row = row + i * blockDim.y;
+      if (own_row < end) elements[i] = pass.template read<true>(own_row * vectors + vector, kEight);
+    }
+#pragma unroll
+    for (int i = 0; i < Pass::kInFlight; ++i) {
+      const int64_t own_row = row + i * blockDim.y;
+      if (own_row >= end) break;
+      pass.template write<true>(own_row * vectors + vector, kEight, elements[i],
+                                [&](int k) { return own[k]; });
+    }
   }
 }
 
@@ -170,10 +161,12 @@ __global__ void apply_kernel(Pass pass, int64_t elements) {
     const int64_t left = elements - vector * kEight;
     if (kVector) {
       const typename Pass::Coefficients shared = pass.coefficients(column / group);
-      pass.template eight<true>(vector, kEight, [&](int) { return shared; });
+      pass.template write<true>(vector, kEight, pass.template read<true>(vector, kEight),
+                                [&](int) { return shared; });
     } else {
-      pass.template eight<false>(
-          vector, left < kEight ? static_cast<int>(left) : kEight,
+      const int count = left < kEight ? static_cast<int>(left) : kEight;
+      pass.template write<false>(
+          vector, count, pass.template read<false>(vector, count),
           [&](uint32_t k) { return pass.coefficients((column + k) % columns / group); });
     }
   }

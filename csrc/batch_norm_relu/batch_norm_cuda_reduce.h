@@ -2,10 +2,14 @@
 // partial results [parts, C], and combine_kernel merges those of a channel in a fixed order.
 #pragma once
 
+#include "batch_norm_relu/batch_norm_cuda_gradient.h"
 #include "batch_norm_relu/batch_norm_relu.h"
 #include "core/cuda.h"
 
 namespace skinfast {
+
+// A reduction says how many of its blocks a multiprocessor is to hold at once (kResidents), which
+// bounds a thread's registers, and how many reads a thread begins before it adds (kInFlight).
 
 // Threads of a block as [y, x]: x runs along columns or channels, y along what is reduced.
 __device__ __forceinline__ int thread_in_block() { return threadIdx.y * blockDim.x + threadIdx.x; }
@@ -36,6 +40,7 @@ struct ForwardReduction {
   using A = accumulate_t<T>;
   using Partial = Moments<A>;
   using Total = Moments<double>;
+  static constexpr int kResidents = 4, kInFlight = 2;
   template <int kWidth>
   struct Elements {
     Vector<T, kWidth> x;
@@ -85,38 +90,36 @@ __device__ __forceinline__ GradientSums<A> merge(GradientSums<A> a, GradientSums
   return {a.sum + b.sum, a.dot + b.dot};
 }
 
-template <typename T>
+template <typename T, typename Gradient>
 struct BackwardReduction {
   using A = accumulate_t<T>;
   using Partial = GradientSums<A>;
   using Total = GradientSums<double>;
+  static constexpr int kResidents = Gradient::kResidents, kInFlight = Gradient::kInFlight;
   template <int kWidth>
   struct Elements {
     Vector<T, kWidth> grad, x;
-    uint32_t bits;
   };
   struct State {
     A mean, sum, dot;
   };
 
   BatchNormBackward a;
+  Gradient gradient;
 
   __device__ State start(int64_t channel) const {
     return {static_cast<const A*>(a.mean)[channel], 0, 0};
   }
 
-  // index is a multiple of kWidth, so that the bits are within one byte.
   template <int kWidth>
   __device__ Elements<kWidth> read(int64_t index) const {
-    using V = Vector<T, kWidth>;
-    return {*reinterpret_cast<const V*>(static_cast<const T*>(a.grad_output) + index),
-            *reinterpret_cast<const V*>(static_cast<const T*>(a.x) + index),
-            a.mask == nullptr ? 0xffu : static_cast<uint32_t>(a.mask[index / 8]) >> (index % 8)};
+    return {gradient.template at<kWidth>(index),
+            *reinterpret_cast<const Vector<T, kWidth>*>(static_cast<const T*>(a.x) + index)};
   }
 
   template <int kWidth>
   __device__ void add(State& state, const Elements<kWidth>& elements, int k) const {
-    const A grad = (elements.bits >> k & 1u) != 0 ? load(elements.grad.values[k]) : A(0);
+    const A grad = load(elements.grad.values[k]);
     state.sum += grad;
     state.dot += grad * (load(elements.x.values[k]) - state.mean);
   }
@@ -135,8 +138,9 @@ struct BackwardReduction {
 // group is 1: a thread takes kWidth neighbouring channels and every blockDim.y-th row of its
 // block's rows.
 template <typename Reduction, int kWidth>
-__global__ void reduce_rows_kernel(Reduction reduction, int64_t rows_per_block,
-                                   typename Reduction::Partial* partials) {
+__global__ void __launch_bounds__(kThreads, Reduction::kResidents)
+    reduce_rows_kernel(Reduction reduction, int64_t rows_per_block,
+                       typename Reduction::Partial* partials) {
   __shared__ typename Reduction::Partial shared[kThreads * kWidth];
   const BatchNormShape& shape = reduction.a.shape;
   const int64_t column = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kWidth;
@@ -144,10 +148,13 @@ __global__ void reduce_rows_kernel(Reduction reduction, int64_t rows_per_block,
   const int64_t begin = blockIdx.y * rows_per_block;
   const int64_t end = begin + rows_per_block < shape.rows ? begin + rows_per_block : shape.rows;
 
+  const int64_t last = inside ? end : begin;
+
   typename Reduction::State states[kWidth];
 #pragma unroll
   for (int k = 0; k < kWidth; ++k) states[k] = reduction.start(inside ? column + k : 0);
-  for (int64_t row = begin + threadIdx.y; inside && row < end; row += blockDim.y) {
+#pragma unroll Reduction::kInFlight
+  for (int64_t row = begin + threadIdx.y; row < last; row += blockDim.y) {
     const auto elements = reduction.template read<kWidth>(row * shape.columns + column);
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) reduction.add(states[k], elements, k);
@@ -164,8 +171,9 @@ __global__ void reduce_rows_kernel(Reduction reduction, int64_t rows_per_block,
 // group is H * W: a block takes one channel (blockIdx.x) and a range of its vectors, counted
 // through all images. The host has checked that 32 bits hold every count of elements.
 template <typename Reduction, int kWidth>
-__global__ void reduce_channel_kernel(Reduction reduction, int64_t vectors_per_block,
-                                      typename Reduction::Partial* partials) {
+__global__ void __launch_bounds__(kThreads, Reduction::kResidents)
+    reduce_channel_kernel(Reduction reduction, int64_t vectors_per_block,
+                          typename Reduction::Partial* partials) {
   __shared__ typename Reduction::Partial shared[kThreads];
   const BatchNormShape& shape = reduction.a.shape;
   const int64_t channel = blockIdx.x;
@@ -177,6 +185,7 @@ __global__ void reduce_channel_kernel(Reduction reduction, int64_t vectors_per_b
                            : vectors;
 
   typename Reduction::State state = reduction.start(channel);
+#pragma unroll Reduction::kInFlight
   for (uint32_t i = begin + threadIdx.y; i < end; i += blockDim.y) {
     const int64_t plane = (i / group) * shape.channels + channel;
     const auto elements =
@@ -191,6 +200,9 @@ __global__ void reduce_channel_kernel(Reduction reduction, int64_t vectors_per_b
 }
 
 // --- stage two ---------------------------------------------------------------------------------
+
+// Few channels a block, since what takes long is to merge the parts of one.
+constexpr int kCombineChannels = 8;
 
 template <typename Reduction>
 __global__ void combine_kernel(Reduction reduction, int64_t parts,

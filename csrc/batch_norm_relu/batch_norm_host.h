@@ -95,10 +95,7 @@ inline Tensor new_vector(const Tensor& x, int64_t planes) {
   return torch::stable::new_empty(x, {planes * x.size(1)}, statistics_dtype(x));
 }
 
-// `launch(forward, x)` fills everything that BatchNormForward does not mark as read, and sets
-// `partials` to memory of its own.
-template <typename Launch>
-FourTensors batch_norm_forward_host(const BatchNormInputs& in, const Launch& launch) {
+inline void check_forward(const BatchNormInputs& in) {
   check_floating(in.op, "x", in.x);
   check_channels(in.op, in.x);
   if (in.residual.has_value()) {
@@ -115,14 +112,14 @@ FourTensors batch_norm_forward_host(const BatchNormInputs& in, const Launch& lau
   SKINFAST_CHECK(in.training || in.running_mean.has_value(), in.op,
                  ": running_mean is None; evaluation needs running_mean and running_var");
   check_eps(in.op, in.eps);
+}
 
+// Call `launch(forward, x)` with all that the checked inputs, which are not empty, say of it. It
+// fills what BatchNormForward does not mark as read, and sets `partials` to memory of its own.
+template <typename Launch>
+void with_forward_call(const BatchNormInputs& in, const Tensor& output, uint8_t* mask,
+                       const Tensor& mean, const Tensor& variance, const Launch& launch) {
   const MemoryFormat layout = layout_of(in.x);
-  Tensor output = empty_in(in.x, shape_of(in.x), layout);
-  Tensor mask = torch::stable::new_empty(in.x, {in.relu ? mask_bytes(in.x) : 0}, ScalarType::Byte);
-  Tensor mean = new_vector(in.x, 1), variance = new_vector(in.x, 1);
-  if (in.x.numel() == 0) {
-    return {output, mask, torch::stable::zero_(mean), torch::stable::zero_(variance)};
-  }
   const Tensor x = dense(in.x, layout);
   OptionalTensor residual;
   if (in.residual.has_value()) residual = dense(*in.residual, layout);
@@ -142,28 +139,35 @@ FourTensors batch_norm_forward_host(const BatchNormInputs& in, const Launch& lau
       .eps = in.eps,
       .training = in.training,
       .output = output.mutable_data_ptr(),
-      .mask = in.relu ? static_cast<uint8_t*>(mask.mutable_data_ptr()) : nullptr,
+      .mask = mask,
       .mean = mean.mutable_data_ptr(),
       .variance = variance.mutable_data_ptr(),
       .coefficients = coefficients.mutable_data_ptr(),
       .partials = nullptr,
   };
   launch(forward, x);
+}
+
+template <typename Launch>
+FourTensors batch_norm_forward_host(const BatchNormInputs& in, const Launch& launch) {
+  check_forward(in);
+  Tensor output = empty_in(in.x, shape_of(in.x), layout_of(in.x));
+  Tensor mask = torch::stable::new_empty(in.x, {in.relu ? mask_bytes(in.x) : 0}, ScalarType::Byte);
+  Tensor mean = new_vector(in.x, 1), variance = new_vector(in.x, 1);
+  if (in.x.numel() == 0) {
+    return {output, mask, torch::stable::zero_(mean), torch::stable::zero_(variance)};
+  }
+  uint8_t* bits = in.relu ? static_cast<uint8_t*>(mask.mutable_data_ptr()) : nullptr;
+  with_forward_call(in, output, bits, mean, variance, launch);
   return {output, mask, mean, variance};
 }
 
-// As above. An empty mask says that there was no ReLU; a gradient that is not needed is empty.
-template <typename Launch>
-FourTensors batch_norm_backward_host(const BatchNormBackwardInputs& in, const Launch& launch) {
+// grad_output and mask are the caller's to check.
+inline void check_backward(const BatchNormBackwardInputs& in) {
   check_floating(in.op, "x", in.x);
   check_channels(in.op, in.x);
   check_same_device(in.op, "grad_output", in.grad_output, "x", in.x);
   check_same_dtype(in.op, "grad_output", in.grad_output, "x", in.x);
-  check_shape(in.op, "grad_output", in.grad_output, shape_of(in.x));
-  check_same_device(in.op, "mask", in.mask, "x", in.x);
-  check_dtype(in.op, "mask", in.mask, ScalarType::Byte);
-  const bool relu = in.mask.numel() > 0;
-  if (relu) check_shape(in.op, "mask", in.mask, {mask_bytes(in.x)});
   for (const auto& [name, vector] : {std::pair{"mean", &in.mean}, {"variance", &in.variance}}) {
     check_same_device(in.op, name, *vector, "x", in.x);
     check_dtype(in.op, name, *vector, statistics_dtype(in.x));
@@ -171,7 +175,12 @@ FourTensors batch_norm_backward_host(const BatchNormBackwardInputs& in, const La
   }
   check_vector(in.op, "weight", in.weight, in.x);
   check_eps(in.op, in.eps);
+}
 
+// The gradients of x, residual, weight and bias; what is not needed is empty. `launch(backward, x,
+// mask)` sees dense tensors.
+template <typename Launch>
+FourTensors with_backward_call(const BatchNormBackwardInputs& in, const Launch& launch) {
   const MemoryFormat layout = layout_of(in.x);
   const auto gradient = [&](bool needed) {
     return needed ? empty_in(in.x, shape_of(in.x), layout) : no_tensor(in.x);
@@ -184,7 +193,7 @@ FourTensors batch_norm_backward_host(const BatchNormBackwardInputs& in, const La
   }
   const Tensor x = dense(in.x, layout);
   const Tensor grad_output = dense(in.grad_output, layout);
-  const Tensor mask = dense(in.mask, MemoryFormat::Contiguous);
+  const Tensor mask = dense(in.mask, in.mask.dim() == 4 ? layout : MemoryFormat::Contiguous);
   const Tensor mean = dense(in.mean, MemoryFormat::Contiguous);
   const Tensor variance = dense(in.variance, MemoryFormat::Contiguous);
   const OptionalTensor weight = in_statistics_dtype(in.weight, x);
@@ -193,7 +202,7 @@ FourTensors batch_norm_backward_host(const BatchNormBackwardInputs& in, const La
       .shape = shape_in_memory(x, layout),
       .grad_output = grad_output.const_data_ptr(),
       .x = x.const_data_ptr(),
-      .mask = relu ? static_cast<const uint8_t*>(mask.const_data_ptr()) : nullptr,
+      .mask = nullptr,
       .mean = mean.const_data_ptr(),
       .variance = variance.const_data_ptr(),
       .weight = data_or_null(weight),
@@ -206,8 +215,23 @@ FourTensors batch_norm_backward_host(const BatchNormBackwardInputs& in, const La
       .coefficients = coefficients.mutable_data_ptr(),
       .partials = nullptr,
   };
-  launch(backward, x);
+  launch(backward, x, static_cast<const uint8_t*>(mask.const_data_ptr()));
   return {grad_x, grad_residual, grad_weight, grad_bias};
+}
+
+// As above. An empty mask says that there was no ReLU.
+template <typename Launch>
+FourTensors batch_norm_backward_host(const BatchNormBackwardInputs& in, const Launch& launch) {
+  check_backward(in);
+  check_shape(in.op, "grad_output", in.grad_output, shape_of(in.x));
+  check_same_device(in.op, "mask", in.mask, "x", in.x);
+  check_dtype(in.op, "mask", in.mask, ScalarType::Byte);
+  const bool relu = in.mask.numel() > 0;
+  if (relu) check_shape(in.op, "mask", in.mask, {mask_bytes(in.x)});
+  return with_backward_call(in, [&](BatchNormBackward& call, const Tensor& x, const uint8_t* mask) {
+    call.mask = relu ? mask : nullptr;
+    launch(call, x);
+  });
 }
 
 // running_mean, running_var, mean, variance [C]; `launch(running, batch, factor)` moves one running

@@ -1,57 +1,8 @@
 // The reductions of batch_norm_relu: tiles, then channels.
-#include "batch_norm_relu/batch_norm_columns.h"
+#include "batch_norm_relu/batch_norm_tiles.h"
 
 namespace skinfast::SKINFAST_ISA {
 namespace {
-
-// values[k] = the sum of values[k * group .. (k + 1) * group), in a fixed order.
-template <typename A>
-void fold_columns(A* values, int64_t channels, int64_t group) {
-  constexpr int kLanes = 16;
-  if (group == 1) return;
-  for (int64_t k = 0; k < channels; ++k) {
-    const A* own = values + k * group;
-    A lanes[kLanes] = {};
-    int64_t i = 0;
-    for (; i + kLanes <= group; i += kLanes) {
-      for (int j = 0; j < kLanes; ++j) lanes[j] += own[i + j];
-    }
-    A sum = 0;
-    for (; i < group; ++i) sum += own[i];
-    for (int j = 0; j < kLanes; ++j) sum += lanes[j];
-    values[k] = sum;
-  }
-}
-
-struct Tile {
-  int64_t row, rows, column, columns;
-  int64_t channel, channels, group;  // group: columns of a channel within the tile
-  int64_t partial;                   // the row of the partial results
-};
-
-Tile tile_at(const BatchNormShape& shape, int64_t index) {
-  const BatchNormTiling tiling = tiling_of(shape);
-  const int64_t row_tile = index / tiling.column_tiles;
-  const int64_t column_tile = index % tiling.column_tiles;
-  const int64_t slice = column_tile % tiling.slices;
-  const int64_t channel = column_tile / tiling.slices * tiling.channels_per_tile;
-  const int64_t channels = smaller(tiling.channels_per_tile, shape.channels - channel);
-  const int64_t group = smaller(kTileColumns, shape.group - slice * kTileColumns);
-  const int64_t row = row_tile * kTileRows;
-  return {.row = row,
-          .rows = smaller(kTileRows, shape.rows - row),
-          .column = channel * shape.group + slice * kTileColumns,
-          .columns = channels * group,
-          .channel = channel,
-          .channels = channels,
-          .group = group,
-          .partial = row_tile * tiling.slices + slice};
-}
-
-int64_t partial_count(const BatchNormShape& shape) {
-  const BatchNormTiling tiling = tiling_of(shape);
-  return tiling.row_tiles * tiling.slices;
-}
 
 template <typename T>
 void reduce_tile(const BatchNormForward& a, const Tile& tile) {
@@ -90,37 +41,6 @@ void reduce_tile(const BatchNormForward& a, const Tile& tile) {
     parts[k] = moments.pivot;
     parts[plane + k] = moments.offset;
     parts[2 * plane + k] = moments.m2;
-  }
-}
-
-template <typename T, bool kRelu>
-void reduce_tile_backward(const BatchNormBackward& a, const Tile& tile) {
-  using A = accumulate_t<T>;
-  const int64_t columns = tile.columns;
-  A sum[kTileColumns] = {}, dot[kTileColumns] = {}, buffer[kTileColumns];
-  uint8_t flags[kTileColumns + 8];
-  const A* __restrict mean =
-      per_column(static_cast<const A*>(a.mean), a.shape.group, tile.column, columns, buffer);
-  for (int64_t row = tile.row; row < tile.row + tile.rows; ++row) {
-    const int64_t first = row * a.shape.columns + tile.column;
-    const T* __restrict px = static_cast<const T*>(a.x) + first;
-    const T* __restrict pg = static_cast<const T*>(a.grad_output) + first;
-    if (kRelu) unpack_mask(a.mask, first, columns, flags);
-    for (int64_t k = 0; k < columns; ++k) {
-      const A above = load(pg[k]);
-      const A grad = !kRelu || flags[k] != 0 ? above : A(0);
-      sum[k] += grad;
-      dot[k] += grad * (load(px[k]) - mean[k]);
-    }
-  }
-  fold_columns(sum, tile.channels, tile.group);
-  fold_columns(dot, tile.channels, tile.group);
-
-  A* __restrict sums = static_cast<A*>(a.partials) + tile.partial * a.shape.channels + tile.channel;
-  A* __restrict dots = sums + partial_count(a.shape) * a.shape.channels;
-  for (int64_t k = 0; k < tile.channels; ++k) {
-    sums[k] = sum[k];
-    dots[k] = dot[k];
   }
 }
 
@@ -185,7 +105,11 @@ void batch_norm_reduce_backward(DType dtype, const BatchNormBackward& a, int64_t
   SKINFAST_CPU_DISPATCH(dtype, T, {
     const auto reduce =
         a.mask != nullptr ? &reduce_tile_backward<T, true> : &reduce_tile_backward<T, false>;
-    for (int64_t i = begin; i < end; ++i) reduce(a, tile_at(a.shape, i));
+    for (int64_t i = begin; i < end; ++i) {
+      const Tile tile = tile_at(a.shape, i);
+      reduce(a, tile, static_cast<const T*>(a.grad_output) + first_of(a.shape, tile),
+             a.shape.columns);
+    }
   });
 }
 

@@ -1,5 +1,5 @@
 // The passes of batch_norm_relu that write, and its host functions.
-#include "batch_norm_relu/batch_norm_columns.h"
+#include "batch_norm_relu/batch_norm_ranges.h"
 
 namespace skinfast::SKINFAST_ISA {
 namespace {
@@ -19,96 +19,22 @@ void write_mask(const T* __restrict output, int64_t count, uint8_t* __restrict m
   }
 }
 
-// Call body(i, column, count) for the pieces [i, i + count) of [begin, end) within one row each.
-template <typename Body>
-inline void for_each_piece(const BatchNormShape& shape, int64_t begin, int64_t end,
-                           const Body& body) {
-  int64_t column = begin % shape.columns;
-  for (int64_t i = begin; i < end;) {
-    const int64_t count = smaller(end - i, shape.columns - column);
-    body(i, column, count);
-    i += count;
-    column = 0;
-  }
-}
-
-// Pieces are functions of their own: __restrict holds for parameters, and only so do these loops,
-// which write bytes and T, vectorise.
-template <typename T, bool kResidual, bool kRelu, typename A = accumulate_t<T>>
-void apply_piece(const T* __restrict x, const T* __restrict residual, const A* __restrict mean,
-                 const A* __restrict scale, const A* __restrict shift, T* __restrict output,
-                 int64_t count) {
-  for (int64_t k = 0; k < count; ++k) {
-    A value = normalized(load(x[k]), mean[k], scale[k], shift[k]);
-    if (kResidual) value += load(residual[k]);
-    if (kRelu) value = relu(value);
-    output[k] = store<T>(value);
-  }
-}
-
 template <typename T, bool kResidual, bool kRelu>
 void apply_chunk(const BatchNormForward& a, int64_t begin, int64_t end) {
-  using A = accumulate_t<T>;
-  A means[kChunk], scales[kChunk], shifts[kChunk];
-  for_each_piece(a.shape, begin, end, [&](int64_t i, int64_t column, int64_t count) {
-    const auto values = [&](const A* vector, A* buffer) {
-      return per_column(vector, a.shape.group, column, count, buffer);
-    };
-    const A* coefficients = static_cast<const A*>(a.coefficients);
-    apply_piece<T, kResidual, kRelu>(
-        static_cast<const T*>(a.x) + i, kResidual ? static_cast<const T*>(a.residual) + i : nullptr,
-        values(static_cast<const A*>(a.mean), means), values(coefficients, scales),
-        values(coefficients + a.shape.channels, shifts), static_cast<T*>(a.output) + i, count);
-  });
-  if (kRelu) {
-    write_mask(static_cast<const T*>(a.output) + begin, end - begin, a.mask + begin / 8);
-  }
-}
-
-template <typename T, bool kTraining, bool kResidual, bool kRelu, typename A = accumulate_t<T>>
-void apply_backward_piece(const T* __restrict grad_output, const T* __restrict x,
-                          const uint8_t* __restrict flags, const A* __restrict mean,
-                          const A* __restrict scale, const A* __restrict slope,
-                          const A* __restrict offset, T* __restrict grad_x,
-                          T* __restrict grad_residual, int64_t count) {
-  for (int64_t k = 0; k < count; ++k) {
-    const A above = load(grad_output[k]);
-    const A grad = !kRelu || flags[k] != 0 ? above : A(0);
-    if (kResidual) grad_residual[k] = store<T>(grad);
-    grad_x[k] = store<T>(
-        kTraining ? training_gradient(grad, load(x[k]), mean[k], scale[k], slope[k], offset[k])
-                  : grad * scale[k]);
-  }
-}
-
-template <typename T, bool kTraining, bool kResidual, bool kRelu>
-void apply_backward_chunk(const BatchNormBackward& a, int64_t begin, int64_t end) {
-  using A = accumulate_t<T>;
-  A means[kChunk], scales[kChunk], slopes[kChunk], offsets[kChunk];
-  uint8_t flags[kChunk];
-  if (kRelu) unpack_mask(a.mask, begin, end - begin, flags);
-  for_each_piece(a.shape, begin, end, [&](int64_t i, int64_t column, int64_t count) {
-    const auto values = [&](const A* vector, A* buffer) {
-      return per_column(vector, a.shape.group, column, count, buffer);
-    };
-    const A* coefficients = static_cast<const A*>(a.coefficients);
-    apply_backward_piece<T, kTraining, kResidual, kRelu>(
-        static_cast<const T*>(a.grad_output) + i, static_cast<const T*>(a.x) + i,
-        flags + (i - begin), values(static_cast<const A*>(a.mean), means),
-        values(coefficients, scales), values(coefficients + a.shape.channels, slopes),
-        values(coefficients + 2 * a.shape.channels, offsets), static_cast<T*>(a.grad_x) + i,
-        kResidual ? static_cast<T*>(a.grad_residual) + i : nullptr, count);
-  });
+  T* output = static_cast<T*>(a.output) + begin;
+  apply_range<T, kResidual, kRelu>(a, begin, end, output);
+  if (kRelu) write_mask(output, end - begin, a.mask + begin / 8);
 }
 
 template <typename T, bool kTraining>
 void apply_backward_chunk(const BatchNormBackward& a, int64_t begin, int64_t end) {
+  const T* grad_output = static_cast<const T*>(a.grad_output) + begin;
   if (a.grad_residual != nullptr) {
-    apply_backward_chunk<T, kTraining, true, true>(a, begin, end);
+    apply_backward_range<T, kTraining, true, true>(a, grad_output, begin, end);
   } else if (a.mask != nullptr) {
-    apply_backward_chunk<T, kTraining, false, true>(a, begin, end);
+    apply_backward_range<T, kTraining, false, true>(a, grad_output, begin, end);
   } else {
-    apply_backward_chunk<T, kTraining, false, false>(a, begin, end);
+    apply_backward_range<T, kTraining, false, false>(a, grad_output, begin, end);
   }
 }
 
@@ -147,31 +73,13 @@ void batch_norm_spread(DType dtype, const BatchNormShape& shape, const void* val
 }  // namespace skinfast::SKINFAST_ISA
 
 #ifdef SKINFAST_HOST_CODE
-#include "batch_norm_relu/batch_norm_host.h"
-#include "core/parallel.h"
+#include "batch_norm_relu/batch_norm_cpu_host.h"
 
 namespace skinfast {
 namespace {
 
 // Up to this many pixels a map, and from this many rows, a channel is spread over its columns.
 constexpr int64_t kSmallMap = 32;
-
-// The three stages of either pass; `reduce`, `combine` and `apply` are its kernels.
-template <typename Call, typename Kernel>
-void reduce_tiles(Call& call, const Tensor& x, Kernel reduce) {
-  const int64_t tile =
-      std::min(kTileRows, call.shape.rows) * std::min(kTileColumns, call.shape.columns);
-  const BatchNormTiling tiling = tiling_of(call.shape);
-  parallel_for(tiling.row_tiles * tiling.column_tiles, ceil_divide(kElementGrain, tile),
-               [&](int64_t begin, int64_t end) { reduce(dtype_of(x), call, begin, end); });
-}
-
-template <typename Call, typename Kernel>
-void combine_tiles(const Call& call, const Tensor& x, Kernel combine) {
-  const BatchNormTiling tiling = tiling_of(call.shape);
-  parallel_for(call.shape.channels, ceil_divide(kElementGrain, tiling.row_tiles * tiling.slices),
-               [&](int64_t begin, int64_t end) { combine(dtype_of(x), call, begin, end); });
-}
 
 // values [planes, C], each channel's value repeated for its columns: [planes, columns]
 Tensor spread(const BatchNormShape& shape, const Tensor& x, const void* values, int64_t planes) {
@@ -199,11 +107,6 @@ void apply_chunks(Call call, const Tensor& x, int64_t planes, Kernel apply) {
                [&](int64_t begin, int64_t end) {
                  apply(dtype_of(x), call, begin * kChunk, std::min(end * kChunk, x.numel()));
                });
-}
-
-Tensor new_partials(const BatchNormShape& shape, const Tensor& x, int64_t planes) {
-  const BatchNormTiling tiling = tiling_of(shape);
-  return new_vector(x, planes * tiling.row_tiles * tiling.slices);
 }
 
 FourTensors batch_norm_relu_cpu(const Tensor& x, const OptionalTensor& weight,

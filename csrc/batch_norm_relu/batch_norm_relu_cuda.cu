@@ -1,91 +1,7 @@
-#include "batch_norm_relu/batch_norm_cuda_apply.h"
-#include "batch_norm_relu/batch_norm_cuda_reduce.h"
-#include "batch_norm_relu/batch_norm_host.h"
+#include "batch_norm_relu/batch_norm_cuda_launch.h"
 
 namespace skinfast {
 namespace {
-
-// Blocks that fill any present GPU several times; more would only make more partial results.
-constexpr int64_t kTargetBlocks = 132 * 8;
-constexpr int64_t kMinPerThread = 4;
-
-// How a matrix whose columns are channels is cut: blocks of [y, x] threads, x along vectors of
-// `width` columns.
-struct RowsGrid {
-  dim3 grid, block;
-  int64_t rows_per_block;
-};
-
-RowsGrid rows_grid(const BatchNormShape& shape, int width) {
-  const int64_t vectors = shape.columns / width;
-  unsigned x = 1;
-  while (x < kWarpSize && x < vectors) x *= 2;
-  const unsigned y = kThreads / x;
-  const int64_t column_blocks = ceil_divide(vectors, x);
-  const int64_t most = ceil_divide(shape.rows, y * kMinPerThread);
-  const int64_t wanted = std::clamp<int64_t>(kTargetBlocks / column_blocks, 1, most);
-  const int64_t rows_per_block = ceil_divide(shape.rows, wanted);
-  return {dim3(static_cast<unsigned>(column_blocks),
-               static_cast<unsigned>(ceil_divide(shape.rows, rows_per_block))),
-          dim3(x, y), rows_per_block};
-}
-
-// Both stages; `pointers` are those that stage one reads.
-template <typename T, typename Reduction, typename... Pointers>
-void reduce(const Reduction& reduction, const Tensor& x, Pointers... pointers) {
-  constexpr int kWidth = kVectorWidth<T>;
-  using Partial = typename Reduction::Partial;
-  const BatchNormShape& shape = reduction.a.shape;
-  const cudaStream_t stream = current_stream(x);
-  const bool by_rows = shape.group == 1;
-  const bool vector =
-      is_aligned(pointers...) && (by_rows ? shape.columns : shape.group) % kWidth == 0;
-  const int width = vector ? kWidth : 1;
-
-  const RowsGrid rows = rows_grid(shape, width);
-  const int64_t vectors = shape.rows * shape.group / width;
-  const int64_t most = ceil_divide(vectors, kThreads * kMinPerThread);
-  const int64_t vectors_per_block =
-      ceil_divide(vectors, std::clamp<int64_t>(kTargetBlocks / shape.channels, 1, most));
-  const int64_t parts = by_rows ? rows.grid.y : ceil_divide(vectors, vectors_per_block);
-  const Tensor workspace = new_vector(x, parts * (sizeof(Partial) / sizeof(accumulate_t<T>)));
-  Partial* partials = static_cast<Partial*>(workspace.mutable_data_ptr());
-
-  if (by_rows) {
-    launch(vector ? &reduce_rows_kernel<Reduction, kWidth> : &reduce_rows_kernel<Reduction, 1>,
-           rows.grid, rows.block, 0, stream, reduction, rows.rows_per_block, partials);
-  } else {
-    launch(
-        vector ? &reduce_channel_kernel<Reduction, kWidth> : &reduce_channel_kernel<Reduction, 1>,
-        dim3(static_cast<unsigned>(shape.channels), static_cast<unsigned>(parts)),
-        dim3(1, kThreads), 0, stream, reduction, vectors_per_block, partials);
-  }
-  launch(&combine_kernel<Reduction>,
-         dim3(static_cast<unsigned>(ceil_divide(shape.channels, kWarpSize))),
-         dim3(kWarpSize, kThreads / kWarpSize), 0, stream, reduction, parts, partials);
-}
-
-// `pointers` are those that the pass reads or writes.
-template <typename Pass, typename... Pointers>
-void apply(const Pass& pass, const Tensor& x, Pointers... pointers) {
-  const BatchNormShape& shape = pass.a.shape;
-  const cudaStream_t stream = current_stream(x);
-  const bool aligned = is_aligned(pointers...);
-  if (aligned && shape.group == 1 && shape.columns % kEight == 0) {
-    const RowsGrid rows = rows_grid(shape, kEight);
-    launch(&apply_rows_kernel<Pass>, rows.grid, rows.block, 0, stream, pass, rows.rows_per_block);
-  } else {
-    const bool vector = aligned && shape.group % kEight == 0;
-    launch(vector ? &apply_kernel<Pass, true> : &apply_kernel<Pass, false>,
-           grid_for(ceil_divide(x.numel(), kEight)), kThreads, 0, stream, pass, x.numel());
-  }
-}
-
-// The kernels count in 32 bits.
-void check_elements(const char* op, const Tensor& x) {
-  SKINFAST_CHECK(x.numel() < int64_t{1} << 31, op, ": x has ", x.numel(),
-                 " elements; on CUDA it needs fewer than 2^31");
-}
 
 FourTensors batch_norm_relu_cuda(const Tensor& x, const OptionalTensor& weight,
                                  const OptionalTensor& bias, const OptionalTensor& running_mean,
@@ -129,13 +45,7 @@ FourTensors batch_norm_forward_cuda(const BatchNormInputs& inputs) {
   return batch_norm_forward_host(inputs, [](BatchNormForward& call, const Tensor& x) {
     const DeviceGuard guard(x.get_device_index());
     SKINFAST_CUDA_DISPATCH(dtype_of(x), T, {
-      if (call.training) {
-        reduce<T>(ForwardReduction<T>{call}, x, call.x);
-      } else {
-        launch(&evaluation_kernel<accumulate_t<T>>,
-               dim3(static_cast<unsigned>(ceil_divide(call.shape.channels, kThreads))), kThreads, 0,
-               current_stream(x), call);
-      }
+      set_forward_coefficients<T>(call, x);
       apply(ForwardPass<T>{call}, x, call.x, call.residual, call.output);
     });
   });
@@ -146,9 +56,12 @@ FourTensors batch_norm_backward_cuda(const BatchNormBackwardInputs& inputs) {
   return batch_norm_backward_host(inputs, [](BatchNormBackward& call, const Tensor& x) {
     const DeviceGuard guard(x.get_device_index());
     SKINFAST_CUDA_DISPATCH(dtype_of(x), T, {
-      reduce<T>(BackwardReduction<T>{call}, x, call.grad_output, call.x);
+      const StoredGradient<T> gradient{static_cast<const T*>(call.grad_output), call.mask};
+      reduce<T>(BackwardReduction<T, StoredGradient<T>>{call, gradient}, x, call.grad_output,
+                call.x);
       if (call.grad_x == nullptr) return;
-      apply(BackwardPass<T>{call}, x, call.grad_output, call.x, call.grad_x, call.grad_residual);
+      apply(BackwardPass<T, StoredGradient<T>>{call, gradient}, x, call.grad_output, call.x,
+            call.grad_x, call.grad_residual);
     });
   });
 }

@@ -31,6 +31,33 @@ SKINFAST_HOST_DEVICE TapRange taps_inside(const PoolAxis& axis, int o) {
   return {first, whole ? axis.kernel : (axis.input - begin + axis.dilation - 1) / axis.dilation};
 }
 
+// The windows that reach over the input position `i`, taps and the gaps between them alike.
+SKINFAST_HOST_DEVICE TapRange windows_over(const PoolAxis& axis, int i) {
+  const int shifted = i + axis.padding;
+  const int reach = (axis.kernel - 1) * axis.dilation;
+  const int last = shifted / axis.stride;
+  if (reach < axis.stride) {  // windows do not overlap: this one or none
+    const bool covered = last < axis.output && shifted - last * axis.stride <= reach;
+    return {last, covered ? last + 1 : last};
+  }
+  const int begin = shifted <= reach ? 0 : (shifted - reach + axis.stride - 1) / axis.stride;
+  return {begin, last < axis.output ? last + 1 : axis.output};
+}
+
+// The tap of window `o` that lies at the input position `i`; -1 where none does.
+SKINFAST_HOST_DEVICE int tap_at(const PoolAxis& axis, int o, int i) {
+  const int offset = i + axis.padding - o * axis.stride;
+  if (axis.dilation == 1) return offset;
+  return offset % axis.dilation == 0 ? offset / axis.dilation : -1;
+}
+
+// The position in window (oh, ow) of the input pixel (h, w); -1 where it lies in a gap.
+SKINFAST_HOST_DEVICE int position_at(const MaxPool2dParams& p, int oh, int ow, int h, int w) {
+  const int kh = tap_at(p.rows, oh, h);
+  const int kw = tap_at(p.columns, ow, w);
+  return kh < 0 || kw < 0 ? -1 : kh * p.columns.kernel + kw;
+}
+
 // PyTorch's rule: the first of equal maxima stays, NaN replaces everything. `|` keeps the loops
 // free of branches.
 template <typename A, typename Index>
@@ -56,11 +83,11 @@ SKINFAST_HOST_DEVICE bool tiles(const MaxPool2dParams& p) {
 
 // CPU kernels. A map is an image in channels_last, a plane (n, c) in contiguous. Forward, on the
 // output rows [begin, end) of all maps; backward, on the same where the windows tile the map, else
-// on whole maps, summed in `sums`, which is `grad` itself or, for bfloat16, as many floats.
+// on maps [begin, end), with unpool_scratch's bytes of memory.
 SKINFAST_DECLARE_KERNEL(void max_pool2d(DType dtype, const void* x, void* output, uint8_t* argmax,
                                         const MaxPool2dParams& params, int64_t begin, int64_t end))
 SKINFAST_DECLARE_KERNEL(void max_pool2d_backward(DType dtype, const void* grad_output,
-                                                 const uint8_t* argmax, void* grad, void* sums,
+                                                 const uint8_t* argmax, void* grad, void* scratch,
                                                  const MaxPool2dParams& params, int64_t begin,
                                                  int64_t end))
 
@@ -76,6 +103,12 @@ namespace skinfast {
 
 inline int64_t pool_maps(const MaxPool2dParams& p) {
   return p.batch * (p.channels_last ? 1 : p.channels);
+}
+
+// Where windows overlap, bfloat16 gradients are summed in a map of floats.
+inline size_t unpool_scratch(const MaxPool2dParams& p, const Tensor& grad) {
+  if (tiles(p) || accumulate_dtype(grad) == grad.scalar_type()) return 0;
+  return static_cast<size_t>(grad.numel() / pool_maps(p)) * sizeof(float);
 }
 
 // How many of the `units` that share a tensor's elements are worth a thread.

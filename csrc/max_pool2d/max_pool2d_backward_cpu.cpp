@@ -1,62 +1,39 @@
 // The gradient of max_pool2d_cpu.cpp's op.
-#include "max_pool2d/max_pool2d.h"
+#include "max_pool2d/max_pool2d_unpool.h"
 
 namespace skinfast::SKINFAST_ISA {
 namespace {
 
-// Where each position lies from its window's origin. Bytes that no forward pass writes lead to 0.
-struct Offsets {
-  int64_t of[256] = {};
-
-  Offsets(const MaxPool2dParams& p, int64_t channels) {
-    for (int k = 0; k < p.rows.kernel * p.columns.kernel; ++k) {
-      const int64_t h = k / p.columns.kernel * int64_t{p.rows.dilation};
-      const int64_t w = k % p.columns.kernel * int64_t{p.columns.dilation};
-      of[k] = (h * p.columns.input + w) * channels;
-    }
-  }
-};
-
-// One thread adds all of a map's gradients, window by window: the order in which the CUDA kernel
-// gathers them for each pixel. An argmax that names a pixel outside the map is left out.
+// One thread has all of a map's gradients, and sums them in `scratch` where T is too narrow to.
 template <typename T>
-void unpool_maps(const T* grad_output, const uint8_t* argmax, T* grad, accumulate_t<T>* sums,
+void unpool_maps(const T* grad_output, const uint8_t* argmax, T* grad, void* scratch,
                  const MaxPool2dParams& p, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
   const int64_t channels = p.channels_last ? p.channels : 1;
-  const int64_t size = static_cast<int64_t>(p.rows.input) * p.columns.input * channels;
+  const int64_t pixels = static_cast<int64_t>(p.rows.input) * p.columns.input;
+  const int64_t windows = static_cast<int64_t>(p.rows.output) * p.columns.output * channels;
   const Offsets offsets(p, channels);
   for (int64_t map = begin; map < end; ++map) {
-    accumulate_t<T>* __restrict sum = sums + map * size;
-    memset(sum, 0, static_cast<size_t>(size) * sizeof(*sum));
-    int64_t place = map * p.rows.output * p.columns.output * channels;
-    for (int oh = 0; oh < p.rows.output; ++oh) {
-      const TapRange taps_h = taps_inside(p.rows, oh);
-      const int64_t h = oh * p.rows.stride - p.rows.padding;
-      for (int ow = 0; ow < p.columns.output; ++ow, place += channels) {
-        const TapRange taps_w = taps_inside(p.columns, ow);
-        if (taps_h.begin >= taps_h.end || taps_w.begin >= taps_w.end) continue;
-        const int64_t w = ow * p.columns.stride - p.columns.padding;
-        const int64_t origin = (h * p.columns.input + w) * channels;
-        for (int64_t c = 0; c < channels; ++c) {
-          const int64_t target = origin + c + offsets.of[argmax[place + c]];
-          if (target >= 0 && target < size) sum[target] += load(grad_output[place + c]);
-        }
-      }
-    }
-    if (sizeof(T) != sizeof(*sum)) {  // else the sums are the gradient
-      for (int64_t i = 0; i < size; ++i) grad[map * size + i] = store<T>(sum[i]);
-    }
+    T* __restrict own = grad + map * pixels * channels;
+    A* __restrict sums = static_cast<A*>(sizeof(T) == sizeof(A) ? own : scratch);
+    unpool_pixels(grad_output + map * windows, argmax + map * windows, p, offsets, channels,
+                  channels, 0, pixels, sums);
+    if (sizeof(T) == sizeof(A)) continue;
+    for (int64_t i = 0; i < pixels * channels; ++i) own[i] = store<T>(sums[i]);
   }
 }
 
 // Windows that tile the map share no pixel, so their rows are independent. The last output row
-// also has the input rows below it.
+// also has the input rows below it. Bytes that are no position lead to a window's origin.
 template <typename T>
 void unpool_tiles(const T* grad_output, const uint8_t* argmax, T* grad, const MaxPool2dParams& p,
                   int64_t begin, int64_t end) {
   const int64_t channels = p.channels_last ? p.channels : 1;
   const int64_t row_size = p.columns.input * channels;
-  const Offsets offsets(p, channels);
+  int64_t offsets[256] = {};
+  for (int k = 0; k < p.rows.kernel * p.columns.kernel; ++k) {
+    offsets[k] = k / p.columns.kernel * row_size + k % p.columns.kernel * channels;
+  }
   for (int64_t row = begin; row < end; ++row) {  // (n, output row) or (n, c, output row)
     const int oh = static_cast<int>(row % p.rows.output);
     const int h = oh * p.rows.kernel;
@@ -66,7 +43,7 @@ void unpool_tiles(const T* grad_output, const uint8_t* argmax, T* grad, const Ma
     const uint8_t* __restrict a = argmax + row * p.columns.output * channels;
     memset(out, 0, static_cast<size_t>(rows * row_size) * sizeof(T));
     for (int ow = 0; ow < p.columns.output; ++ow) {
-      for (int64_t c = 0; c < channels; ++c) out[c + offsets.of[a[c]]] = g[c];
+      for (int64_t c = 0; c < channels; ++c) out[c + offsets[a[c]]] = g[c];
       out += p.columns.kernel * channels;
       g += channels;
       a += channels;
@@ -77,14 +54,14 @@ void unpool_tiles(const T* grad_output, const uint8_t* argmax, T* grad, const Ma
 }  // namespace
 
 void max_pool2d_backward(DType dtype, const void* grad_output, const uint8_t* argmax, void* grad,
-                         void* sums, const MaxPool2dParams& params, int64_t begin, int64_t end) {
+                         void* scratch, const MaxPool2dParams& params, int64_t begin, int64_t end) {
   SKINFAST_CPU_DISPATCH(dtype, T, {
     const T* in = static_cast<const T*>(grad_output);
     T* out = static_cast<T*>(grad);
     if (tiles(params)) {
       unpool_tiles(in, argmax, out, params, begin, end);
     } else {
-      unpool_maps(in, argmax, out, static_cast<accumulate_t<T>*>(sums), params, begin, end);
+      unpool_maps(in, argmax, out, scratch, params, begin, end);
     }
   });
 }
@@ -93,6 +70,7 @@ void max_pool2d_backward(DType dtype, const void* grad_output, const uint8_t* ar
 
 #ifdef SKINFAST_HOST_CODE
 #include "core/parallel.h"
+#include "core/scratch.h"
 
 namespace skinfast {
 namespace {
@@ -106,17 +84,12 @@ Tensor max_pool2d_backward_cpu(const Tensor& grad_output, const Tensor& argmax,
       channels_last,
       [](const Tensor& grad_output, const Tensor& argmax, const Tensor& grad,
          const MaxPool2dParams& params) {
-        // Where windows overlap, bfloat16 gradients are summed in float32.
-        const bool in_float = !tiles(params) && dtype_of(grad) == DType::kBFloat16;
-        const Tensor sums =
-            in_float ? empty_in(grad, shape_of(grad), MemoryFormat::Contiguous, ScalarType::Float)
-                     : grad;
         const int64_t units = pool_maps(params) * (tiles(params) ? params.rows.output : 1);
         parallel_for(units, pool_grain(units, grad), [&](int64_t begin, int64_t end) {
           SKINFAST_KERNEL(max_pool2d_backward)
           (dtype_of(grad), grad_output.const_data_ptr(),
            static_cast<const uint8_t*>(argmax.const_data_ptr()), grad.mutable_data_ptr(),
-           sums.mutable_data_ptr(), params, begin, end);
+           thread_scratch(unpool_scratch(params, grad)), params, begin, end);
         });
       });
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from skinfast.nn import BatchNorm, BatchNormAddReLU, Conv2d, MaxPool2d
+from skinfast.nn import BatchNorm, BatchNormAddReLU, BatchNormReLUMaxPool2d, Conv2d
 
 _EXPANSION = 4
 
@@ -57,8 +57,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.conv1 = Conv2d(3, 64, 7, stride=2, padding=3, bias=False, backend=backend)
-        self.bn1 = BatchNorm(64, relu=True, backend=backend)
-        self.maxpool = MaxPool2d(3, stride=2, padding=1, backend=backend)
+        self.bn1 = BatchNormReLUMaxPool2d(64, kernel_size=3, stride=2, padding=1, backend=backend)
         self.layer1 = _stage(64, 64, blocks[0], 1, backend, skip_connections)
         self.layer2 = _stage(256, 128, blocks[1], 2, backend, skip_connections)
         self.layer3 = _stage(512, 256, blocks[2], 2, backend, skip_connections)
@@ -67,7 +66,7 @@ class ResNet(nn.Module):
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.bn1(self.conv1(x)))
+        x = self.bn1(self.conv1(x))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(torch.mean(x, (2, 3)))
 

@@ -54,13 +54,7 @@ def max_pool2d(
     Raises:
         RuntimeError: input or a parameter is not as above, or no window fits into it.
     """
-    parameters = (
-        _pair(kernel_size),
-        _pair(kernel_size if stride is None else stride),
-        _pair(padding),
-        _pair(dilation),
-        ceil_mode,
-    )
+    parameters = pool_parameters(kernel_size, stride, padding, dilation, ceil_mode)
     if input.dim() == 3:
         return torch.ops.skinfast.max_pool2d(input.unsqueeze(0), *parameters)[0].squeeze(0)
     return torch.ops.skinfast.max_pool2d(input, *parameters)[0]
@@ -83,6 +77,36 @@ def _pair(value: IntOrPair) -> list[int]:
     return values * 2 if len(values) == 1 else values
 
 
+def pool_parameters(
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None,
+    padding: IntOrPair,
+    dilation: IntOrPair,
+    ceil_mode: bool,
+) -> tuple[list[int], list[int], list[int], list[int], bool]:
+    """The parameters of a pool as the low-level ops take them."""
+    return (
+        _pair(kernel_size),
+        _pair(kernel_size if stride is None else stride),
+        _pair(padding),
+        _pair(dilation),
+        ceil_mode,
+    )
+
+
+def pooled_shape(
+    x: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil_mode: bool,
+) -> tuple[int, ...]:
+    """[N, C, OH, OW]."""
+    axes = zip(x.shape[2:], kernel_size, stride, padding, dilation, strict=True)
+    return (*x.shape[:2], *(_output_size(*axis, ceil_mode) for axis in axes))
+
+
 def _output_size(
     size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool
 ) -> int:
@@ -102,8 +126,7 @@ def _(
     dilation: list[int],
     ceil_mode: bool,
 ) -> tuple[Tensor, Tensor]:
-    axes = zip(x.shape[2:], kernel_size, stride, padding, dilation, strict=True)
-    shape = (*x.shape[:2], *(_output_size(*axis, ceil_mode) for axis in axes))
+    shape = pooled_shape(x, kernel_size, stride, padding, dilation, ceil_mode)
     return empty_in_layout_of(x, shape), empty_in_layout_of(x, shape, torch.uint8)
 
 
