@@ -1,6 +1,7 @@
 """Two processes on the CPU: the gradients, losses and weights of one, one folder, one line."""
 
 import contextlib
+import copy
 import dataclasses
 import io
 import itertools
@@ -148,6 +149,26 @@ def test_a_step_of_two_processes_is_that_of_one(in_two):
             for name, value in weights.items():
                 torch.testing.assert_close(ours[name], value, rtol=1e-8, atol=1e-10,
                                            msg=f"{case} {name}: {{}}".format)  # fmt: skip
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])  # the tensors stay on the CPU
+@pytest.mark.parametrize("name", ["logistic-regression", "resnet"])
+def test_a_converted_model_is_the_same_in_one_process(name, device):
+    torch.manual_seed(0)
+    model = MODELS[name]().double()
+    converted = convert_sync_batch_norm(copy.deepcopy(model), device)
+    assert list(converted.state_dict()) == list(model.state_dict())
+    assert smallest_part(converted) == 1
+    images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    for training in (True, False):
+        answers = [m.train(training)(images) for m in (converted, model)]
+        torch.testing.assert_close(*answers)
+    for answer in answers:
+        answer.square().sum().backward()
+    for ours, theirs in zip(converted.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(converted.state_dict()[key], value)
 
 
 # --- whole runs -----------------------------------------------------------------------------------
