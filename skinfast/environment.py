@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,11 @@ def environment(device: torch.device | str | None = None) -> dict[str, Any]:
         facts["torch_cuda"] = torch.version.cuda
         facts["cuda_kernels_loaded"] = has_cuda_kernels()
     return facts
+
+
+def started_with_others() -> bool:
+    """Whether torchrun, or what sets the same variables, started this process as one of several."""
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def cpu_name() -> str:

@@ -10,7 +10,10 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from skinfast.errors import SkinfastError
 
@@ -95,8 +98,8 @@ class LinearReLU(nn.Linear):
 class _BatchNorm(nn.modules.batchnorm._NormBase):
     """torch.nn.BatchNorm2d's parameters and statistics, for any input with channels second.
 
-    Not a subclass of it: ``convert_sync_batchnorm`` would put a module in its place that does
-    neither the ReLU nor the addition.
+    Not a subclass of it: torch's ``convert_sync_batchnorm`` would put a module in its place that
+    does neither the ReLU nor the addition. ``convert_sync_batch_norm`` does both.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -184,6 +187,108 @@ class BatchNormAddReLU(_BatchNorm):
         return self._function(
             input, residual, weight=self.weight, bias=self.bias, **self.statistics()
         )
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """``torch.nn.SyncBatchNorm``; ``residual`` is added, and ``relu=True`` adds a ReLU.
+
+    It normalises by the statistics of all processes' batches together; one may be empty. On GPUs:
+    torch's refuses the CPU, where ``CPUSyncBatchNorm`` does the same.
+    """
+
+    def __init__(self, *args: Any, relu: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.relu = relu
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        output = super().forward(input)
+        output = output if residual is None else output + residual
+        return F.relu(output) if self.relu else output
+
+
+class CPUSyncBatchNorm(_BatchNorm):
+    """``SyncBatchNorm`` for the CPU, composed of PyTorch's functions."""
+
+    def __init__(self, *args: Any, relu: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.relu = relu
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        self._check_input_dim(input)
+        statistics = self.statistics()
+        if statistics["training"] and dist.is_available() and dist.is_initialized():
+            output = self._normalize_together(input, statistics["momentum"])
+        else:
+            output = F.batch_norm(input, weight=self.weight, bias=self.bias, **statistics)
+        output = output if residual is None else output + residual
+        return F.relu(output) if self.relu else output
+
+    def _normalize_together(self, input: Tensor, momentum: float) -> Tensor:
+        x = input if input.dtype == torch.float64 else input.float()
+        reduced = [d for d in range(x.dim()) if d != 1]
+        shape = [-1 if d == 1 else 1 for d in range(x.dim())]
+        values = x.new_tensor([x.numel() / x.size(1)])  # of a channel; summed along
+        sums = _SumOverProcesses.apply(torch.cat([x.sum(reduced), values]))
+        count = sums[-1].detach()
+        if count < 2:
+            raise ValueError("batch norm needs more than one value a channel in training; got one")
+        mean = sums[:-1] / count
+        centered = x - mean.view(shape)
+        variance = _SumOverProcesses.apply(centered.square().sum(reduced)) / count
+        if self.running_mean is not None and self.running_var is not None:
+            unbiased = variance.detach() * count / (count - 1)
+            self.running_mean.lerp_(mean.detach().to(self.running_mean), momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var), momentum)
+        output = centered * torch.rsqrt(variance + self.eps).view(shape)
+        if self.affine:
+            output = output * self.weight.view(shape) + self.bias.view(shape)
+        return output.to(input.dtype)
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of the processes' tensors, in each of them; so is its gradient."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, grad: Tensor) -> Tensor:
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+def convert_sync_batch_norm(model: nn.Module, device: torch.device | str) -> nn.Module:
+    """Let every batch norm of this module within ``model`` normalise by all processes' batches.
+
+    Parameters and buffers are the same tensors under the same names. Call it before the model is
+    wrapped in ``torch.nn.parallel.DistributedDataParallel``.
+
+    Args:
+        device: where the model will be used.
+
+    Returns:
+        ``model``, changed in place.
+    """
+    kind = CPUSyncBatchNorm if torch.device(device).type == "cpu" else SyncBatchNorm
+    for parent in list(model.modules()):
+        for name, norm in parent.named_children():
+            if isinstance(norm, (BatchNorm, BatchNormAddReLU)):
+                twin = kind(
+                    norm.num_features,
+                    norm.eps,
+                    norm.momentum,
+                    norm.affine,
+                    norm.track_running_stats,
+                    relu=isinstance(norm, BatchNormAddReLU) or norm.relu,
+                )
+                for key, tensor in [*norm.named_parameters(), *norm.named_buffers()]:
+                    setattr(twin, key, tensor)
+                setattr(parent, name, twin.train(norm.training))
+    return model
 
 
 class MaxPool2d(nn.MaxPool2d):

@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 1 on a failed check, 2 on bad input, 130 on an interrupt."""
     try:
         options = _parser().parse_args(arguments)
+        _check_processes(options)
         return options.run(options)
     except SkinfastError as error:
         return _complain(str(error), 2)
@@ -79,6 +80,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "with the same command again",
             130,
         )
+
+
+def _check_processes(options: argparse.Namespace) -> None:
+    """Refuse a command that several processes cannot share; one of them tells.
+
+    Raises:
+        SkinfastError: torchrun started it.
+    """
+    from skinfast.environment import started_with_others
+
+    if started_with_others() and not options.in_several_processes:
+        if os.environ["RANK"] != "0":
+            sys.exit(2)
+        raise SkinfastError("only `skinfast train` runs in several processes; leave torchrun out")
 
 
 def _complain(message: str, code: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from skinfast.cli.settings import add_models, add_settings, configs_of
-from skinfast.cli.shared import Subparsers, add_command, note, print_outputs
+from skinfast.cli.shared import Subparsers, add_command, add_jobs, note, print_outputs
 
 
 def add(commands: Subparsers) -> None:
@@ -22,11 +22,9 @@ def add(commands: Subparsers) -> None:
     )
     add_models(command)
     command.add_argument("--repeats", type=int, default=1, help="draws of the folds (default: 1)")
-    command.add_argument(
-        "--jobs", type=int, default=1, help="trainings at the same time (default: 1)"
-    )
+    add_jobs(command)
     # A fold chooses these itself.
-    add_settings(command, leave_out=("model", "split", "fold"))
+    add_settings(command, leave_out=("model", "split", "fold", "sync_batch_norm"))
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from skinfast.cli.settings import add_models, add_settings, configs_of
-from skinfast.cli.shared import Subparsers, add_command, note, print_outputs
+from skinfast.cli.shared import Subparsers, add_command, add_jobs, note, print_outputs
 
 
 def add(commands: Subparsers) -> None:
@@ -25,10 +25,8 @@ def add(commands: Subparsers) -> None:
     command.add_argument(
         "--seeds", type=int, default=1, help="trainings of each, averaged (default: 1)"
     )
-    command.add_argument(
-        "--jobs", type=int, default=1, help="trainings at the same time (default: 1)"
-    )
-    add_settings(command, leave_out=("model", *IMBALANCE_SETTINGS))
+    add_jobs(command)
+    add_settings(command, leave_out=("model", "sync_batch_norm", *IMBALANCE_SETTINGS))
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from skinfast.cli.settings import add_models
-from skinfast.cli.shared import Subparsers, add_command, note, print_outputs
+from skinfast.cli.shared import Subparsers, add_command, add_jobs, note, print_outputs
 
 
 def add(commands: Subparsers) -> None:
@@ -39,9 +39,7 @@ def add(commands: Subparsers) -> None:
         default=tuple(PRESETS),
         help="the paper's settings and good ones (default: both)",
     )
-    command.add_argument(
-        "--jobs", type=int, default=1, help="trainings at the same time (default: 1)"
-    )
+    add_jobs(command)
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     command.add_argument(
         "--precision", choices=PRECISIONS, default="float32", help="(default: float32)"

@@ -22,9 +22,20 @@ def add_command(commands: Subparsers, name: str, run: Any, help: str, example: s
         description=help[0].upper() + help[1:] + ".",
         epilog=f"example: {example}",
     )
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, in_several_processes=False)
     command.add_argument("--json", action="store_true", help="print the figures as JSON")
     return command
+
+
+def add_jobs(command: Any) -> None:
+    """Add ``--jobs`` to a command of many trainings."""
+    command.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="trainings at the same time, dealt to the GPUs in turn; several may share one "
+        "(default: 1)",
+    )
 
 
 def check_output(directory: str | None) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from skinfast.evaluation.bootstrap import Answers
 from skinfast.report import write_report
 from skinfast.training import TrainConfig, prepare, train
 from skinfast.training.config import option
+from skinfast.training.problem import choose_device
 from skinfast.training.run_folder import RunFolder
 
 # May differ between the command that began a run and the one that finishes it.
@@ -84,7 +86,8 @@ def run_all(
     Args:
         runs: with names that differ.
         directory: made where it is not there.
-        jobs: processes that train at the same time; the CPU's threads are divided among them.
+        jobs: processes that train at the same time; the CPU's threads are divided among them, and
+            they are dealt to the GPUs in turn.
         on_line: called with a line for every run that ends.
 
     Raises:
@@ -159,7 +162,10 @@ def _carry_out(
     context = multiprocessing.get_context("spawn")
     jobs = min(jobs, len(runs))
     threads = max(1, torch.get_num_threads() // jobs)
-    with ProcessPoolExecutor(jobs, context, _begin_worker, (threads,)) as pool:
+    gpus = context.SimpleQueue()
+    for gpu in _deal_gpus([run.config.device for run in runs], jobs):
+        gpus.put(gpu)
+    with ProcessPoolExecutor(jobs, context, _begin_worker, (threads, gpus)) as pool:
         futures = {pool.submit(_finish, run.config, folders[run.name]): run for run in runs}
         try:
             for future in as_completed(futures):
@@ -173,8 +179,18 @@ def _carry_out(
             pool.shutdown(cancel_futures=True)
 
 
-def _begin_worker(threads: int) -> None:
+def _deal_gpus(devices: Sequence[str], jobs: int) -> list[int | None]:
+    """The GPU that "cuda" is in each job, all GPUs in turn; None if no run leaves it open which."""
+    is_open = any(choose_device(name) == torch.device("cuda") for name in set(devices))
+    gpus = torch.cuda.device_count() if is_open else 0
+    return [job % gpus if gpus else None for job in range(jobs)]
+
+
+def _begin_worker(threads: int, gpus: SimpleQueue[int | None]) -> None:
     torch.set_num_threads(threads)
+    gpu = gpus.get()
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
     # Ctrl-C reaches every process of a terminal; one line from the first of them is enough.
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
 

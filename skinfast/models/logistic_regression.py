@@ -12,19 +12,23 @@ from skinfast.nn import BatchNorm, op
 class LogisticRegression(nn.Module):
     """Flatten, batch normalisation over the flattened pixels, one dense layer.
 
-    The two layers hold the parameters; one op computes both.
+    The two layers hold the parameters; one op computes both, unless another normalisation was put
+    in place (``convert_sync_batch_norm``).
     """
 
     def __init__(self, num_classes: int, image_size: int, backend: str) -> None:
         super().__init__()
         features = 3 * image_size * image_size
-        self.norm = BatchNorm(features, backend=backend)
+        self.norm: nn.Module = BatchNorm(features, backend=backend)
         self.fc = nn.Linear(features, num_classes)
         self._function = op("batch_norm_linear", backend)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = torch.flatten(x, 1)
+        if not isinstance(self.norm, BatchNorm):
+            return self.fc(self.norm(x))
         return self._function(
-            torch.flatten(x, 1),
+            x,
             norm_weight=self.norm.weight,
             norm_bias=self.norm.bias,
             weight=self.fc.weight,

@@ -43,7 +43,7 @@ class TrainConfig:
     data: str = _setting("synthetic", "folder (or MedMNIST .npz) of HAM10000, or 'synthetic'")
     image_size: int = _setting(64, "side of the square images, in pixels")
     epochs: int = _setting(30, "passes over the training set")
-    batch_size: int = _setting(64, "images in a step")
+    batch_size: int = _setting(64, "images in a step, over all processes together")
     lr: float = _setting(1e-3, "Adam's learning rate (the paper: 0.01 for ResNet-50)")
     beta1: float = _setting(0.9, "Adam's decay rate of the first moment")
     beta2: float = _setting(0.999, "Adam's decay rate of the second moment (the paper: 0.99)")
@@ -84,6 +84,9 @@ class TrainConfig:
     )
     seed: int = _setting(0, "of the split, the initial weights and the order of images")
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
+    sync_batch_norm: bool = _setting(
+        False, "of several processes: normalise by the whole batch, not by each one's part of it"
+    )
     precision: str = _setting("float32", "arithmetic of the forward and backward pass", PRECISIONS)
     backend: str = _setting("skinfast", "the fused ops, or pure PyTorch", ("skinfast", "torch"))
     skip_bad_images: bool = _setting(False, "go on without images that cannot be read")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import time
@@ -16,10 +17,12 @@ from tqdm import tqdm
 from skinfast.data import CLASSES, DeviceBatches, class_weights
 from skinfast.errors import DivergedError
 from skinfast.models import build_model
+from skinfast.nn import convert_sync_batch_norm
 from skinfast.optim import Adam
 from skinfast.training.augmentation import Augmentation
 from skinfast.training.averaging import averaged_model
 from skinfast.training.config import TrainConfig
+from skinfast.training.distributed import DistributedStep, Processes
 from skinfast.training.early_stopping import BestEpoch
 from skinfast.training.heap import HeapTrimmer
 from skinfast.training.losses import loss_function
@@ -27,7 +30,7 @@ from skinfast.training.model_file import ModelDescription, save_model
 from skinfast.training.problem import Problem, prepare
 from skinfast.training.run_folder import RunFolder
 from skinfast.training.schedule import learning_rate_schedule
-from skinfast.training.step import Totals, TrainStep, logits_of
+from skinfast.training.step import Totals, TrainStep
 
 _STEPS_BETWEEN_TRIMS = 32
 
@@ -42,7 +45,9 @@ def train(
 ) -> RunFolder:
     """Train a model and leave its weights, metrics and checkpoint in a run folder.
 
-    A resumed run ends with the very weights of one that was never interrupted.
+    A resumed run ends with the very weights of one that was never interrupted. Several processes
+    of ``torch.distributed`` train together: each calls this and has a part of every batch, and the
+    first writes the folder, calls ``on_epoch`` and shows progress.
 
     Args:
         config: the settings.
@@ -56,18 +61,17 @@ def train(
         DivergedError: the loss stopped being finite.
         OSError: the run folder cannot be written.
     """
-    problem = problem or prepare(config)
+    processes = Processes.current()
+    problem = problem or processes.one_ahead(lambda: prepare(config))
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(CLASSES), config.image_size, config.backend)
+    if config.sync_batch_norm and processes.count > 1:
+        convert_sync_batch_norm(model, problem.device)
+    processes.check_batch_size(config.batch_size, model)
     model.to(problem.device)
     run = RunFolder(output)
-    state = None
-    if resume:
-        config = TrainConfig.load(run.config_file).continued_by(dataclasses.asdict(config))
-        state = run.load_checkpoint(config, problem.fingerprint())
-        config.save(run.config_file)
-    else:
-        run.create(config)
+    opened = functools.partial(_open, run, config, problem.fingerprint(), resume)
+    config, state, epochs = processes.from_first(opened)
     train_batches, test_batches = problem.train_batches(), problem.test_batches()
     optimizer = Adam(
         model.parameters(),
@@ -94,11 +98,10 @@ def train(
         for name, part in parts.items():
             part.load_state_dict(state[name])
         done = state["epoch"]
-    epochs = run.read_metrics(up_to_epoch=done)
 
     train_labels = problem.dataset.labels[problem.train_indices]
     weight = class_weights(train_labels) if config.class_weights else None
-    step = TrainStep(
+    step = (TrainStep if processes.count == 1 else DistributedStep)(
         model,
         optimizer,
         loss_function(config, weight).to(problem.device),
@@ -117,8 +120,9 @@ def train(
         model.train()
         train_batches.set_epoch(epoch)
         learning_rate = optimizer.param_groups[0]["lr"]
-        # disable=None: a bar on a terminal, nothing elsewhere.
-        bar = tqdm(train_batches, f"epoch {epoch}/{config.epochs}", disable=None, leave=False)
+        # None: a bar on a terminal, nothing elsewhere.
+        hidden = None if processes.is_first else True
+        bar = tqdm(train_batches, f"epoch {epoch}/{config.epochs}", disable=hidden, leave=False)
         for batch, (images, labels) in enumerate(bar):
             step(augmentation(images, epoch, batch), labels)
             if schedule is not None:
@@ -130,62 +134,83 @@ def train(
         train_loss, train_accuracy = step.take_totals()
         seconds = time.perf_counter() - started
 
-        test_loss, test_accuracy = _test(measured, problem, test_batches)
-        epochs.append(
-            {
-                "epoch": epoch,
-                "train_loss": train_loss,
-                "train_accuracy": train_accuracy,
-                "test_loss": test_loss,
-                "test_accuracy": test_accuracy,
-                "learning_rate": learning_rate,
-                "seconds": seconds,
-                "images_per_second": len(train_batches.indices) / seconds,
-            }
-        )
+        processes.take_buffers(measured)
+        test_loss, test_accuracy = _test(measured, problem, test_batches, processes)
+        line = {
+            "epoch": epoch,
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "test_loss": test_loss,
+            "test_accuracy": test_accuracy,
+            "learning_rate": learning_rate,
+            "seconds": seconds,
+            "images_per_second": len(train_batches.indices) / seconds,
+            "processes": processes.count,
+        }
         if best is not None:
-            balanced_accuracy = _validate(measured, problem)
-            epochs[-1]["validation_balanced_accuracy"] = balanced_accuracy
-            best.see(epoch, balanced_accuracy, measured)
-        run.write_metrics(epochs)
-        if on_epoch:
-            on_epoch(epochs[-1])
+            line["validation_balanced_accuracy"] = _validate(measured, problem, processes)
+        # What is decided below is decided by the same figures in every process.
+        line = processes.value_of_first(line)
+        epochs.append(line)
+        if best is not None:
+            best.see(epoch, line["validation_balanced_accuracy"], measured)
+        if processes.is_first:
+            run.write_metrics(epochs)
+            if on_epoch:
+                on_epoch(line)
         # The test loss tells of the last update too, which no training loss has seen yet.
-        if not math.isfinite(train_loss) or not math.isfinite(test_loss):
+        if not math.isfinite(line["train_loss"]) or not math.isfinite(line["test_loss"]):
             raise DivergedError(
                 f"the loss is not finite after epoch {epoch}; lower --lr (it is {config.lr})"
             )
-        run.save_checkpoint(
-            {
-                "model_name": config.model,
-                "data": problem.fingerprint(),
-                "epoch": epoch,
-                **{name: part.state_dict() for name, part in parts.items()},
-            }
-        )
+        if processes.is_first:
+            run.save_checkpoint(
+                {
+                    "model_name": config.model,
+                    "data": problem.fingerprint(),
+                    "epoch": epoch,
+                    **{name: part.state_dict() for name, part in parts.items()},
+                }
+            )
 
     if best is not None:
         measured.load_state_dict(best.weights)
-    description = ModelDescription(
-        config.model, config.image_size, CLASSES, problem.mean, problem.std
-    )
-    save_model(run.model_file, measured, description)
+    if processes.is_first:
+        description = ModelDescription(
+            config.model, config.image_size, CLASSES, problem.mean, problem.std
+        )
+        save_model(run.model_file, measured, description)
     return run
 
 
-def _test(model: nn.Module, problem: Problem, batches: DeviceBatches) -> tuple[float, float]:
+def _open(
+    run: RunFolder, config: TrainConfig, fingerprint: str, resume: bool
+) -> tuple[TrainConfig, dict[str, Any] | None, list[dict[str, Any]]]:
+    """Begin a run in its folder, or read what it had finished: settings, checkpoint, epochs."""
+    if not resume:
+        run.create(config)
+        return config, None, []
+    config = TrainConfig.load(run.config_file).continued_by(dataclasses.asdict(config))
+    state = run.load_checkpoint(config, fingerprint)
+    config.save(run.config_file)
+    return config, state, run.read_metrics(up_to_epoch=state["epoch"] if state else 0)
+
+
+def _test(
+    model: nn.Module, problem: Problem, batches: DeviceBatches, processes: Processes
+) -> tuple[float, float]:
     """Mean loss and accuracy over the test images."""
-    logits = logits_of(model, batches, problem.device, problem.config.precision)
+    logits = processes.logits_of(model, batches, problem.device, problem.config.precision)
     labels = problem.dataset.labels[problem.split.test].to(problem.device)
     totals = Totals(problem.device)
     totals.add(nn.functional.cross_entropy(logits, labels), logits, labels)
     return totals.take()
 
 
-def _validate(model: nn.Module, problem: Problem) -> float:
+def _validate(model: nn.Module, problem: Problem, processes: Processes) -> float:
     """Balanced accuracy over the validation part; the test images have no say in it."""
-    batches = problem.validation_batches()
-    logits = logits_of(model, batches, problem.device, problem.config.precision).cpu()
+    batches, precision = problem.validation_batches(), problem.config.precision
+    logits = processes.logits_of(model, batches, problem.device, precision).cpu()
     labels = problem.dataset.labels[problem.validation_indices]
     right = torch.bincount(labels[logits.argmax(1) == labels], minlength=len(CLASSES))
     count = torch.bincount(labels, minlength=len(CLASSES))

@@ -1,10 +1,12 @@
 """The engine: every run once, stopped ones go on, other ones are refused, diverged ones named."""
 
 import dataclasses
+import multiprocessing
 import os
 
 import numpy as np
 import pytest
+import torch
 
 from skinfast.errors import DivergedError, SkinfastError
 from skinfast.experiments import NamedRun, run_all, runs
@@ -77,6 +79,35 @@ def test_runs_in_parallel_equal_runs_in_turn(config, tmp_path):
         np.testing.assert_allclose(
             outcome.answers.probabilities, two.finished[name].answers.probabilities, atol=1e-6
         )
+
+
+@pytest.mark.parametrize(
+    ("devices", "gpus", "dealt"),
+    [
+        (["cuda", "cuda"], 1, [0, 0, 0]),
+        (["cuda"], 2, [0, 1, 0]),
+        (["cuda:1", "cuda"], 4, [0, 1, 2]),
+        (["cuda:1"], 2, [None, None, None]),  # that one, for all
+        (["cpu"], 2, [None, None, None]),
+    ],
+)
+def test_jobs_are_dealt_to_the_gpus_in_turn(monkeypatch, devices, gpus, dealt):
+    monkeypatch.setattr(runs, "choose_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert runs._deal_gpus(devices, 3) == dealt
+
+
+def test_a_job_begins_on_the_gpu_that_it_was_dealt(monkeypatch):
+    chosen, threads = [], []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(runs.signal, "signal", lambda *_: None)
+    gpus = multiprocessing.get_context("spawn").SimpleQueue()
+    for gpu in (1, None, 0):
+        gpus.put(gpu)
+    for _ in range(3):
+        runs._begin_worker(2, gpus)
+    assert chosen == [1, 0] and threads == [2, 2, 2]
 
 
 def test_folder_of_another_run_is_refused_before_anything_is_trained(config, tmp_path):

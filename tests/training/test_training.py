@@ -125,6 +125,7 @@ def test_metrics_lines_are_json_with_all_keys(config, tmp_path):
         "learning_rate",
         "seconds",
         "images_per_second",
+        "processes",
     }
 
 

@@ -1,4 +1,4 @@
-"""``python -m skinfast.cli``."""
+"""``python -m skinfast``."""
 
 import sys
 
