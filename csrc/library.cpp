@@ -83,6 +83,8 @@ STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
       "Tensor normalizers, Tensor total_weight, int ignore_index, int reduction, "
       "float label_smoothing) -> Tensor");
   m.def(
-      "image_batch(Tensor images, Tensor indices, Tensor scale, Tensor shift, Tensor? flips, "
-      "str layout, ScalarType dtype) -> Tensor");
+      "image_batch(Tensor images, Tensor labels, Tensor indices, Tensor draws, Tensor clock, "
+      "SymInt batch_size, Tensor scale, Tensor shift, Tensor? means, int seed, bool mirror, "
+      "bool rotate, float color_jitter, str layout, ScalarType dtype) "
+      "-> (Tensor output, Tensor batch_labels)");
 }

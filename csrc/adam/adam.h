@@ -72,23 +72,6 @@ SKINFAST_HOST_DEVICE AdamScalars<A> rounded(const AdamScalars<double>& s) {
 SKINFAST_HOST_DEVICE float square_root(float x) { return sqrtf(x); }
 SKINFAST_HOST_DEVICE double square_root(double x) { return sqrt(x); }
 
-// a * b rounded, never the first half of a fused multiply-add, whose other rounding would add up
-// over the steps. On the CPU a compiler flag sees to it (CMakeLists.txt).
-SKINFAST_HOST_DEVICE float product(float a, float b) {
-#if defined(__CUDA_ARCH__)
-  return __fmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
-SKINFAST_HOST_DEVICE double product(double a, double b) {
-#if defined(__CUDA_ARCH__)
-  return __dmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
-
 // Element i, operation for operation as torch.optim.Adam computes it on one tensor (its fused
 // twin, which is algebraically the same, rounds elsewhere). State is rounded to T once, at the end.
 template <bool kAmsgrad, typename T, typename G, typename A>

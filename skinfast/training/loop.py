@@ -17,7 +17,6 @@ from skinfast.data import CLASSES, DeviceBatches, class_weights
 from skinfast.errors import DivergedError
 from skinfast.models import build_model
 from skinfast.optim import Adam
-from skinfast.training.augmentation import Augmentation
 from skinfast.training.averaging import averaged_model
 from skinfast.training.config import TrainConfig
 from skinfast.training.early_stopping import BestEpoch
@@ -103,7 +102,6 @@ def train(
         precision=config.precision,
         capture=config.backend == "skinfast" and problem.device.type == "cpu",
     )
-    augmentation = Augmentation(config.rotate, config.color_jitter, config.seed)
     measured = model if average is None else average.module
 
     for epoch in range(done + 1, config.epochs + 1):
@@ -115,8 +113,8 @@ def train(
         learning_rate = optimizer.param_groups[0]["lr"]
         # disable=None: a bar on a terminal, nothing elsewhere.
         bar = tqdm(train_batches, f"epoch {epoch}/{config.epochs}", disable=None, leave=False)
-        for batch, (images, labels) in enumerate(bar):
-            step(augmentation(images, epoch, batch), labels)
+        for images, labels in bar:
+            step(images, labels)
             if schedule is not None:
                 schedule.step()
             if average is not None:

@@ -60,25 +60,25 @@ class Problem:
         return self._batches(
             self.train_indices,
             shuffle=True,
-            augment=self.config.augment,
+            augmented=True,
             drop_last=lonely,
             kind=BalancedBatches if self.config.balanced_batches else DeviceBatches,
         )
 
     def validation_batches(self) -> DeviceBatches:
         """The images of the validation part, in the order of ``validation_indices``."""
-        return self._batches(self.validation_indices, shuffle=False, augment=False)
+        return self._batches(self.validation_indices, shuffle=False)
 
     def test_batches(self) -> DeviceBatches:
         """The test images, in the order of ``split.test``."""
-        return self._batches(self.split.test, shuffle=False, augment=False)
+        return self._batches(self.split.test, shuffle=False)
 
     def _batches(
         self,
         indices: npt.NDArray[np.int64],
         *,
         shuffle: bool,
-        augment: bool,
+        augmented: bool = False,
         drop_last: bool = False,
         kind: type[DeviceBatches] = DeviceBatches,
     ) -> DeviceBatches:
@@ -91,7 +91,9 @@ class Problem:
             std=self.std,
             shuffle=shuffle,
             seed=self.config.seed,
-            augment=augment,
+            augment=augmented and self.config.augment,
+            rotate=augmented and self.config.rotate,
+            color_jitter=self.config.color_jitter if augmented else 0.0,
             drop_last=drop_last,
             layout=self._layout(),
         )

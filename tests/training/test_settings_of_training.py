@@ -267,7 +267,7 @@ def test_balanced_batches_hold_every_class_equally_often(config):
         for batch in labels:
             counts = torch.bincount(batch, minlength=7)
             assert counts.max() - counts.min() <= 2
-        order, _ = batches._draw()
+        order, _ = batches.draw()
         uses = np.bincount(order.numpy(), minlength=len(problem.dataset))
         assert set(np.flatnonzero(uses)) <= set(problem.train_indices)
         for label in range(7):  # a class's images take turns
@@ -277,7 +277,7 @@ def test_balanced_batches_hold_every_class_equally_often(config):
             assert of_class.max() - of_class.min() <= 1
         orders.append(order)
     assert not torch.equal(*orders)
-    assert torch.equal(orders[1], batches._draw()[0])
+    assert torch.equal(orders[1], batches.draw()[0])
 
 
 # --- presets and settings that contradict each other ----------------------------------------------
