@@ -17,7 +17,7 @@ from skinfast.data import CLASSES, DeviceBatches, class_weights
 from skinfast.errors import DivergedError
 from skinfast.models import build_model
 from skinfast.optim import Adam
-from skinfast.training.averaging import averaged_model
+from skinfast.training.averaging import MovingAverage
 from skinfast.training.config import TrainConfig
 from skinfast.training.early_stopping import BestEpoch
 from skinfast.training.losses import loss_function
@@ -74,7 +74,7 @@ def train(
         decoupled_weight_decay=config.decoupled_weight_decay,
     )
     schedule = learning_rate_schedule(optimizer, config, len(train_batches))
-    average = averaged_model(model, config.ema_decay) if config.ema_decay else None
+    average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
     best = BestEpoch(config.patience) if config.validation_fraction else None
     # What a checkpoint holds: everything that changes as the run goes on.
     parts: dict[str, Any] = {
@@ -100,7 +100,7 @@ def train(
         loss_function(config, weight).to(problem.device),
         device=problem.device,
         precision=config.precision,
-        capture=config.backend == "skinfast" and problem.device.type == "cpu",
+        capture=config.backend == "skinfast",
     )
     measured = model if average is None else average.module
 
@@ -112,13 +112,9 @@ def train(
         train_batches.set_epoch(epoch)
         learning_rate = optimizer.param_groups[0]["lr"]
         # disable=None: a bar on a terminal, nothing elsewhere.
-        bar = tqdm(train_batches, f"epoch {epoch}/{config.epochs}", disable=None, leave=False)
-        for images, labels in bar:
-            step(images, labels)
-            if schedule is not None:
-                schedule.step()
-            if average is not None:
-                average.update_parameters(model)
+        title = f"epoch {epoch}/{config.epochs}"
+        with tqdm(total=len(train_batches), desc=title, disable=None, leave=False) as bar:
+            step.epoch(train_batches, schedule, average, bar.update)
         train_loss, train_accuracy = step.take_totals()
         seconds = time.perf_counter() - started
 

@@ -62,6 +62,7 @@ class Problem:
             shuffle=True,
             augmented=True,
             drop_last=lonely,
+            dtype=self._train_dtype(),
             kind=BalancedBatches if self.config.balanced_batches else DeviceBatches,
         )
 
@@ -80,6 +81,7 @@ class Problem:
         shuffle: bool,
         augmented: bool = False,
         drop_last: bool = False,
+        dtype: torch.dtype = torch.float32,
         kind: type[DeviceBatches] = DeviceBatches,
     ) -> DeviceBatches:
         return kind(
@@ -95,6 +97,7 @@ class Problem:
             rotate=augmented and self.config.rotate,
             color_jitter=self.config.color_jitter if augmented else 0.0,
             drop_last=drop_last,
+            dtype=dtype,
             layout=self._layout(),
         )
 
@@ -106,6 +109,11 @@ class Problem:
     def _layout(self) -> str:
         """How the images must be stored for the model to take them as they are."""
         return "channels_last" if self.config.model in CHANNELS_LAST_MODELS else "contiguous"
+
+    def _train_dtype(self) -> torch.dtype:
+        """Of the images: where autocast would round them first thing, they come rounded."""
+        lowered = self.config.precision == "bfloat16" and self.config.model != "logistic-regression"
+        return torch.bfloat16 if lowered else torch.float32
 
     def fingerprint(self) -> str:
         """A hash of names, labels and mean colours: equal for equal data."""
