@@ -27,6 +27,8 @@ Batch = tuple[Tensor, Tensor]
 class Trainer:
     """Called, it makes the next step of an endless training."""
 
+    model: nn.Module
+
     def __init__(self) -> None:
         epochs = (self.batches(epoch) for epoch in itertools.count(1))
         self._stream = itertools.chain.from_iterable(epochs)
@@ -66,10 +68,15 @@ class Skinfast(Trainer):
             CrossEntropyLoss().to(problem.device),
             device=problem.device,
             precision=config.precision,
-            capture=problem.device.type == "cpu",
+            capture=True,
         )
         self._batches = problem.train_batches()
         super().__init__()
+
+    def epoch(self) -> float:
+        self._batches.set_epoch(self._batches.epoch + 1)
+        self._step.epoch(self._batches)
+        return self.take_loss()
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         self._batches.set_epoch(epoch)
@@ -160,6 +167,44 @@ class PyTorch(Trainer):
         loss, _, count = self._sums.tolist()
         self._sums.zero_()
         return loss / count
+
+
+class PyTorchGraph(PyTorch):
+    """A step of PyTorch's, fetch to Adam, captured in a CUDA graph as its documentation shows.
+
+    An epoch is for full batches only, those that the graph has the shape of.
+    """
+
+    def __init__(self, problem: Problem, layout: str) -> None:
+        super().__init__(problem, layout, compiled=False, fused=True)
+        self._optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=problem.config.lr, fused=True, capturable=True
+        )
+        size = problem.config.batch_size
+        self._index = torch.arange(size, device=problem.device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def epoch(self) -> float:
+        generator = torch.Generator().manual_seed(1)
+        order = self._train[torch.randperm(len(self._train), generator=generator)]
+        for index in order.to(self._device).split(self._batch_size):
+            self._index.copy_(index)
+            if self._graph is None:
+                self._capture()
+            else:
+                self._graph.replay()
+        return self.take_loss()
+
+    def _capture(self) -> None:
+        """Make a step as it is, and record the next ones."""
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            self.step(*self.fetch(self._index))
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self.step(*self.fetch(self._index))
 
 
 class Update:

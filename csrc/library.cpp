@@ -100,6 +100,8 @@ STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
       "classification_totals_(Tensor(a!) totals, Tensor mean_loss, Tensor logits, Tensor labels) "
       "-> ()");
   m.def(
-      "image_batch(Tensor images, Tensor indices, Tensor scale, Tensor shift, Tensor? flips, "
-      "str layout, ScalarType dtype) -> Tensor");
+      "image_batch(Tensor images, Tensor labels, Tensor indices, Tensor draws, Tensor clock, "
+      "SymInt batch_size, Tensor scale, Tensor shift, Tensor? means, int seed, bool mirror, "
+      "bool rotate, float color_jitter, str layout, ScalarType dtype) "
+      "-> (Tensor output, Tensor batch_labels)");
 }

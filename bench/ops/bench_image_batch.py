@@ -30,23 +30,27 @@ class ImageBatchBench(OpBench):
     def build(
         self, case: str, dtype: str, direction: str, device: torch.device, ours: bool, mode: str
     ) -> Call:
-        """The same images, normalised: by one op, or by PyTorch's gather and arithmetic."""
+        """The same images and labels: by one op, or by PyTorch's gathers and arithmetic."""
         batch, side = self.cases[case]
         generator = torch.Generator().manual_seed(0)
         shape = (_IMAGES, side, side, 3)
         images = torch.randint(256, shape, generator=generator, dtype=torch.uint8).to(device)
         indices = torch.randint(_IMAGES, (batch,), generator=generator).to(device)
+        labels = torch.randint(7, (_IMAGES,), generator=generator).to(device)
         scale, shift = (torch.tensor(v, device=device) for v in ([0.02] * 3, [-2.0] * 3))
         kind = getattr(torch, dtype)
         if ours:
-            return lambda: (image_batch(images, indices, scale, shift, layout=mode, dtype=kind),)
+            clock = torch.zeros(2, dtype=torch.int64, device=device)
+            arguments = (images, labels, indices, scale, shift)
+            return lambda: image_batch(*arguments, clock=clock, layout=mode, dtype=kind)
 
         def gather() -> tuple[torch.Tensor, ...]:
             planes = images.index_select(0, indices).permute(0, 3, 1, 2)
             if mode == "contiguous":
                 planes = planes.contiguous()
             channels = scale.view(3, 1, 1), shift.view(3, 1, 1)
-            return (torch.addcmul(channels[1], planes.float(), channels[0]).to(kind),)
+            batch_images = torch.addcmul(channels[1], planes.float(), channels[0]).to(kind)
+            return batch_images, labels.index_select(0, indices)
 
         return gather
 

@@ -72,23 +72,6 @@ SKINFAST_HOST_DEVICE AdamScalars<A> rounded(const AdamScalars<double>& s) {
 SKINFAST_HOST_DEVICE float square_root(float x) { return sqrtf(x); }
 SKINFAST_HOST_DEVICE double square_root(double x) { return sqrt(x); }
 
-// a * b rounded, never the first half of a fused multiply-add, whose other rounding would add up
-// over the steps. On the CPU a compiler flag sees to it (CMakeLists.txt).
-SKINFAST_HOST_DEVICE float product(float a, float b) {
-#if defined(__CUDA_ARCH__)
-  return __fmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
-SKINFAST_HOST_DEVICE double product(double a, double b) {
-#if defined(__CUDA_ARCH__)
-  return __dmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
-
 // Element i, operation for operation as torch.optim.Adam computes it on one tensor (its fused
 // twin, which is algebraically the same, rounds elsewhere). State is rounded to T once, at the end.
 template <bool kAmsgrad, typename T, typename G, typename A>
@@ -140,8 +123,8 @@ struct AdamCall {
   AdamOptions options;
   double lr;
   bool amsgrad;
-  // float32 with one element on the parameters' device, or null; lr_tensor replaces lr.
-  const float* lr_tensor;
+  // One element on the parameters' device, or null; lr_tensor replaces lr.
+  const double* lr_tensor;
   const float* grad_scale;
   const float* found_inf;
   std::vector<Tensor> copied_grads;
@@ -221,17 +204,19 @@ inline void* lower_precision_copy(size_t i, const Tensor& copy, const Tensor& gr
 }
 
 // The value of one float32 on the parameters' device.
-inline float* scalar_pointer(const std::string& name, const Tensor& scalar, const Tensor& param) {
+template <typename T = float>
+T* scalar_pointer(const std::string& name, const Tensor& scalar, const Tensor& param) {
   check_same_device("adam_", name.c_str(), scalar, "params[0]", param);
-  check_dtype("adam_", name.c_str(), scalar, ScalarType::Float);
+  check_dtype("adam_", name.c_str(), scalar,
+              std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float);
   SKINFAST_CHECK(scalar.numel() == 1, "adam_: ", name, " has ", scalar.numel(),
                  " elements; it needs 1");
-  return static_cast<float*>(scalar.mutable_data_ptr());
+  return static_cast<T*>(scalar.mutable_data_ptr());
 }
-
-inline const float* scalar_pointer(const char* name, const std::optional<Tensor>& scalar,
-                                   const Tensor& param) {
-  return scalar.has_value() ? scalar_pointer(std::string(name), *scalar, param) : nullptr;
+template <typename T = float>
+const T* scalar_pointer(const char* name, const std::optional<Tensor>& scalar,
+                        const Tensor& param) {
+  return scalar.has_value() ? scalar_pointer<T>(std::string(name), *scalar, param) : nullptr;
 }
 
 inline void check_length(const char* list, const std::vector<Tensor>& tensors, size_t needed) {
@@ -278,7 +263,7 @@ void adam_host(const std::vector<Tensor>& params, const std::vector<Tensor>& gra
                 options,
                 lr,
                 amsgrad,
-                scalar_pointer("lr_tensor", lr_tensor, params[0]),
+                scalar_pointer<double>("lr_tensor", lr_tensor, params[0]),
                 scalar_pointer("grad_scale", grad_scale, params[0]),
                 scalar_pointer("found_inf", found_inf, params[0]),
                 {}};

@@ -28,7 +28,7 @@ struct AdamTable {
   int count;
   AdamOptions options;
   double lr;
-  const float* lr_tensor;
+  const double* lr_tensor;
   const float* grad_scale;
   const float* found_inf;
 };

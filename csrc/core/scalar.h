@@ -106,4 +106,21 @@ SKINFAST_HOST_DEVICE T store(A value) {
   return Store<T>::from(value);
 }
 
+// a * b rounded, never the first half of a fused multiply-add, whose other rounding would make the
+// backends differ. On the CPU a compiler flag sees to it (CMakeLists.txt).
+SKINFAST_HOST_DEVICE float product(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+SKINFAST_HOST_DEVICE double product(double a, double b) {
+#if defined(__CUDA_ARCH__)
+  return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
 }  // namespace skinfast

@@ -1,11 +1,15 @@
-// The module skinfast._host: facts about the build and the CPU, free of torch.
+// The module skinfast._host: facts about the build and the CPU, and the random numbers of the
+// kernels, free of torch.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+#include <cstdint>
 #include <map>
 #include <string>
 
 #include "core/isa.h"
+#include "core/philox.h"
 
 namespace {
 
@@ -20,13 +24,21 @@ std::map<std::string, std::string> build_info() {
 
 std::string cpu_instruction_set() { return skinfast::isa_name(skinfast::cpu_isa()); }
 
+std::array<uint32_t, 4> philox(const std::array<uint32_t, 4>& counter, uint64_t key) {
+  const skinfast::PhiloxWords words =
+      skinfast::philox({{counter[0], counter[1], counter[2], counter[3]}}, key);
+  return {words.values[0], words.values[1], words.values[2], words.values[3]};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_host, m) {
-  m.doc() = "Facts about the build and the CPU.";
+  m.doc() = "Facts about the build and the CPU, and the random numbers of the kernels.";
   m.def("build_info", &build_info,
         "What was built: compiler, cpu_instruction_sets, cuda (version and architectures, or why "
         "not), torch (the version compiled against).");
   m.def("cpu_instruction_set", &cpu_instruction_set,
         "The instruction set whose kernels run on this CPU.");
+  m.def("philox", &philox, pybind11::arg("counter"), pybind11::arg("key"),
+        "Philox4x32-10: the four 32-bit words that belong to a counter under a 64-bit key.");
 }

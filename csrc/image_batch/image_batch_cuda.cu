@@ -1,93 +1,111 @@
-#include <limits>
-
 #include "core/cuda.h"
 #include "image_batch/image_batch.h"
 
 namespace skinfast {
 namespace {
 
+// A block makes so many vectors of one image, each thread so many: enough that the draw, which one
+// thread makes for all, is paid for, few enough that a batch feeds every multiprocessor.
+constexpr uint32_t kVectorsPerThread = 2;
+constexpr uint32_t kVectorsPerBlock = kVectorsPerThread * kThreads;
+
 // An index that names no image makes an image of NaN: the host does not wait to check it.
 template <typename T>
-__device__ __forceinline__ T value_at(const ImageBatch& call, const ImageRow& row, uint32_t w,
-                                      uint32_t c) {
+__device__ __forceinline__ T value_at(const ImageView<accumulate_t<T>>& view, uint32_t h,
+                                      uint32_t w, uint32_t c) {
   using A = accumulate_t<T>;
-  if (row.pixels == nullptr) return store<T>(static_cast<A>(__builtin_nan("")));
-  const uint8_t byte = row.pixels[image_column(row, call.width, w) * 3 + c];
-  return image_value<T>(byte, call.scale[c], call.shift[c]);
+  if (view.pixels == nullptr) return store<T>(static_cast<A>(__builtin_nan("")));
+  const uint8_t byte = view.pixels[(h * view.row_step + w * view.column_step) * 3 + c];
+  return image_value<T>(byte, view.scale[c], view.shift[c]);
 }
 
-// Each thread makes kWidth neighbours in memory, from `i` on; the innermost dimension divides
-// into those. Bytes are read one by one: threads of a warp share their cache lines, and four times
-// as much is written.
-template <typename T, int kWidth>
-__device__ __forceinline__ Vector<T, kWidth> values_at(const ImageBatch& call, uint32_t i) {
-  const uint32_t batch = static_cast<uint32_t>(call.batch);
-  const uint32_t height = static_cast<uint32_t>(call.height);
-  const uint32_t width = static_cast<uint32_t>(call.width);
+// The values from `i` on of an image; the innermost dimension divides into vectors. Bytes are read
+// one by one: threads of a warp share their cache lines, and four times as much is written.
+template <typename T, int kWidth, BatchLayout kLayout>
+__device__ __forceinline__ Vector<T, kWidth> values_at(const ImageView<accumulate_t<T>>& view,
+                                                       uint32_t height, uint32_t width,
+                                                       uint32_t i) {
   Vector<T, kWidth> values;
-  if (call.layout == BatchLayout::kContiguous) {
+  if constexpr (kLayout == BatchLayout::kContiguous) {
     const uint32_t w = i % width;
     const uint32_t h = i / width % height;
-    const uint32_t plane = i / width / height;
-    const ImageRow row = image_row(call, plane / 3, h);
+    const uint32_t c = i / width / height;
 #pragma unroll
-    for (int k = 0; k < kWidth; ++k) values.values[k] = value_at<T>(call, row, w + k, plane % 3);
-  } else if (call.layout == BatchLayout::kChannelsLast) {
-    const uint32_t x = i % (width * 3);
-    const uint32_t y = i / (width * 3);
-    const ImageRow row = image_row(call, y / height, y % height);
-#pragma unroll
-    for (int k = 0; k < kWidth; ++k) {
-      values.values[k] = value_at<T>(call, row, (x + k) / 3, (x + k) % 3);
-    }
+    for (int k = 0; k < kWidth; ++k) values.values[k] = value_at<T>(view, h, w + k, c);
   } else {
-    const uint32_t b = i % batch;
-    const uint32_t w = i / batch % width;
-    const uint32_t y = i / batch / width;
+    const uint32_t x = i % (width * 3);
+    const uint32_t h = i / (width * 3);
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) {
-      values.values[k] = value_at<T>(call, image_row(call, b + k, y % height), w, y / height);
+      values.values[k] = value_at<T>(view, h, (x + k) / 3, (x + k) % 3);
     }
   }
   return values;
 }
 
+// Each block makes a part of one image at a time: `parts` to an image, `vectors` in an image.
+template <typename T, int kWidth, BatchLayout kLayout>
+__global__ void __launch_bounds__(kThreads)
+    image_batch_kernel(ImageBatch call, T* output, int64_t* labels, uint32_t vectors,
+                       uint32_t parts) {
+  using A = accumulate_t<T>;
+  __shared__ ImageView<A> view;
+  const uint32_t height = static_cast<uint32_t>(call.height);
+  const uint32_t width = static_cast<uint32_t>(call.width);
+  for (int64_t job = blockIdx.x; job < call.batch * parts; job += gridDim.x) {
+    const int64_t b = job / parts;
+    const uint32_t part = static_cast<uint32_t>(job % parts);
+    if (threadIdx.x == 0) {
+      view = image_view<A>(call, b);
+      if (part == 0) labels[b] = image_label(call, b);
+    }
+    __syncthreads();
+    Vector<T, kWidth>* image = reinterpret_cast<Vector<T, kWidth>*>(output) + b * vectors;
+#pragma unroll
+    for (uint32_t k = 0; k < kVectorsPerThread; ++k) {
+      const uint32_t i = part * kVectorsPerBlock + k * kThreads + threadIdx.x;
+      if (i < vectors) {
+        image[i] = values_at<T, kWidth, kLayout>(view, height, width, i * kWidth);
+      }
+    }
+    __syncthreads();  // before the next job's view
+  }
+}
+
 template <typename T, int kWidth>
-__global__ void image_batch_kernel(ImageBatch call, T* output, uint32_t count) {
-  const uint32_t stride = gridDim.x * blockDim.x;
-  for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += stride) {
-    reinterpret_cast<Vector<T, kWidth>*>(output)[i] = values_at<T, kWidth>(call, i * kWidth);
-  }
+void launch_kernel(const ImageBatch& call, const Tensor& output, const Tensor& labels) {
+  const uint32_t vectors = static_cast<uint32_t>(call.height * call.width * 3 / kWidth);
+  // At least one, for the labels of images without pixels.
+  const uint32_t parts = std::max(1u, (vectors + kVectorsPerBlock - 1) / kVectorsPerBlock);
+  launch(call.layout == BatchLayout::kContiguous
+             ? &image_batch_kernel<T, kWidth, BatchLayout::kContiguous>
+             : &image_batch_kernel<T, kWidth, BatchLayout::kChannelsLast>,
+         grid_for(call.batch * parts, 1), kThreads, 0, current_stream(output), call,
+         static_cast<T*>(output.mutable_data_ptr()),
+         static_cast<int64_t*>(labels.mutable_data_ptr()), vectors, parts);
 }
 
-int64_t innermost_size(const ImageBatch& call) {
-  switch (call.layout) {
-    case BatchLayout::kContiguous:
-      return call.width;
-    case BatchLayout::kChannelsLast:
-      return call.width * 3;
-    default:
-      return call.batch;
-  }
-}
-
-Tensor image_batch_cuda(const Tensor& images, const Tensor& indices, const Tensor& scale,
-                        const Tensor& shift, const std::optional<Tensor>& flips,
-                        const std::string& layout, ScalarType dtype) {
+std::tuple<Tensor, Tensor> image_batch_cuda(const Tensor& images, const Tensor& labels,
+                                            const Tensor& indices, const Tensor& draws,
+                                            const Tensor& clock, int64_t batch_size,
+                                            const Tensor& scale, const Tensor& shift,
+                                            const std::optional<Tensor>& means, int64_t seed,
+                                            bool mirror, bool rotate, double jitter,
+                                            const std::string& layout, ScalarType dtype) {
   return image_batch_host(
-      images, indices, scale, shift, flips, layout, dtype,
-      [](const ImageBatch& call, const Tensor& output) {
-        const int64_t count = output.numel();
-        SKINFAST_CHECK(count <= std::numeric_limits<int32_t>::max(), "image_batch: the result has ",
-                       count, " values; on a GPU it needs at most 2147483647");
+      images, labels, indices, draws, clock, batch_size, scale, shift, means, seed, mirror, rotate,
+      jitter, layout, dtype,
+      [](const ImageBatch& call, const Tensor& output, const Tensor& batch_labels) {
         const DeviceGuard guard(output.get_device_index());
+        const int64_t innermost =
+            call.layout == BatchLayout::kContiguous ? call.width : call.width * 3;
         SKINFAST_CUDA_DISPATCH(dtype_of(output), T, {
-          T* out = static_cast<T*>(output.mutable_data_ptr());
           constexpr int wide = kVectorWidth<T>;
-          const int width = is_aligned(out) && innermost_size(call) % wide == 0 ? wide : 1;
-          launch(width == 1 ? &image_batch_kernel<T, 1> : &image_batch_kernel<T, wide>,
-                 grid_for(count / width), kThreads, 0, current_stream(output), call, out,
-                 count / width);
+          if (is_aligned(output.const_data_ptr()) && innermost % wide == 0) {
+            launch_kernel<T, wide>(call, output, batch_labels);
+          } else {
+            launch_kernel<T, 1>(call, output, batch_labels);
+          }
         });
       });
 }

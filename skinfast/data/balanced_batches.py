@@ -18,18 +18,17 @@ class BalancedBatches(DeviceBatches):
     As in ``DeviceBatches`` the draw follows from (seed, epoch) alone.
     """
 
-    def _draw(self) -> tuple[torch.Tensor, torch.Tensor]:
-        # The third number keeps this draw apart from the one of the flips.
-        generator = np.random.default_rng([self.seed, self.epoch, 1])
+    def _draw_order(self) -> torch.Tensor:
+        generator = np.random.default_rng([self.seed, self.epoch])
         indices = self.indices.cpu().numpy()
         labels = self.labels.cpu().numpy()[indices]
         classes = np.unique(labels)
         rounds = -(-len(indices) // len(classes))
         turns = generator.permuted(np.tile(np.arange(len(classes)), (rounds, 1)), axis=1)
         dealt = np.stack([_deal(indices[labels == c], rounds, generator) for c in classes])
-        order = dealt[turns, np.arange(rounds)[:, None]].reshape(-1)[: len(indices)]
-        _, flips = super()._draw()
-        return torch.from_numpy(order), flips
+        return torch.from_numpy(
+            dealt[turns, np.arange(rounds)[:, None]].reshape(-1)[: len(indices)]
+        )
 
 
 def _deal(

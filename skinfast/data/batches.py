@@ -10,17 +10,17 @@ import numpy.typing as npt
 import torch
 
 from skinfast.errors import SkinfastError
-from skinfast.ops import image_batch
+from skinfast.ops.image_batch import image_batch, mean_bytes
 
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _LAYOUTS = ("contiguous", "channels_last")
 
 
 class DeviceBatches:
-    """Iterate over normalised, optionally shuffled and mirrored, batches of images.
+    """Iterate over normalised, optionally shuffled and augmented, batches of images.
 
     The images stay on the device as uint8, a quarter of what floats would take, and for each step
-    one op gathers, mirrors and normalises there (``skinfast.ops.image_batch``). Training and test
+    one op gathers, augments and normalises there (``skinfast.ops.image_batch``). Training and test
     batches share one copy when they are given tensors that are on the device already.
 
     Each iteration yields
@@ -28,8 +28,9 @@ class DeviceBatches:
     - images: ``dtype`` ``[B, 3, H, W]``, ``(value / 255 - mean) / std``;
     - labels: int64 ``[B]``.
 
-    Order and mirroring follow from (seed, epoch) alone. They are drawn on the CPU, so every
-    device sees the same ones, and per image, so the batch size does not change them.
+    The order follows from (seed, epoch) alone; it is drawn on the CPU, so every device sees the
+    same. How an image is augmented follows from (seed, epoch, its index) alone, and where it comes
+    several times in an epoch from that number too. So neither depends on the batch size.
 
     Args:
         images: uint8 ``[N, H, W, 3]``.
@@ -39,8 +40,13 @@ class DeviceBatches:
         device: where images and labels are kept and batches are made.
         mean, std: of R, G and B in units where 255 is 1 (see ``channel_statistics``).
         shuffle: another order every epoch; otherwise the order of ``indices``.
-        seed: with the epoch, of the order and the mirroring.
+        seed: with the epoch, of the order and the augmentation.
         augment: mirror each image left-right with probability 1/2, top-bottom likewise.
+        rotate: turn each image by 0, 90, 180 or 270 degrees, each with probability 1/4. A lesion
+            has no upright position, so mirrored and turned it is as likely a photograph as it was,
+            and pixels only change their places.
+        color_jitter: vary contrast, brightness and tint by up to this many standard deviations of
+            the colours (see ``image_batch``).
         dtype: of the images yielded: float32, float64, bfloat16 or on a GPU float16.
         layout: how the images yielded are stored: "contiguous" or "channels_last".
         drop_last: leave out a last batch that is not full.
@@ -62,6 +68,8 @@ class DeviceBatches:
         shuffle: bool,
         seed: int = 0,
         augment: bool = False,
+        rotate: bool = False,
+        color_jitter: float = 0.0,
         dtype: torch.dtype = torch.float32,
         layout: str = "contiguous",
         drop_last: bool = False,
@@ -78,6 +86,12 @@ class DeviceBatches:
             raise SkinfastError(f"batch size is {batch_size}; choose 1 or more")
         if seed < 0:
             raise SkinfastError(f"seed is {seed}; choose 0 or more")
+        if rotate and images.shape[1] != images.shape[2]:
+            raise SkinfastError(
+                f"images are {images.shape[1]}x{images.shape[2]}; to be turned they must be square"
+            )
+        if not 0 <= color_jitter < 1:
+            raise SkinfastError(f"color jitter is {color_jitter}; choose 0 or more, below 1")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise SkinfastError(
                 f"mean is {list(mean)}, std is {list(std)}; give three numbers each, std above 0"
@@ -101,6 +115,8 @@ class DeviceBatches:
         self.shuffle = shuffle
         self.seed = seed
         self.augment = augment
+        self.rotate = rotate
+        self.color_jitter = color_jitter
         self.dtype = dtype
         self.layout = layout
         self.drop_last = drop_last
@@ -109,9 +125,10 @@ class DeviceBatches:
         mean_tensor, std_tensor = (torch.tensor(v, dtype=torch.float64) for v in (mean, std))
         self._scale = (1 / (255 * std_tensor)).float().to(device)
         self._shift = (-mean_tensor / std_tensor).float().to(device)
+        self._means = mean_bytes(self.images) if color_jitter else None
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order and mirroring the next iteration follows."""
+        """Choose the epoch whose order and augmentation the next iteration follows."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -122,31 +139,69 @@ class DeviceBatches:
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         # One upload of each for the whole epoch; a step then only launches the op.
         device = self.images.device
-        order, flips = (drawn.to(device) for drawn in self._draw())
-        labels = self.labels.index_select(0, order)
-        for batch in range(len(self)):
-            rows = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
-            images = image_batch(
-                self.images,
-                order[rows],
-                self._scale,
-                self._shift,
-                flips[rows] if self.augment else None,
-                self.layout,
-                self.dtype,
-            )
-            yield images, labels[rows]
+        order, draws = (drawn.to(device) for drawn in self.draw())
+        sizes = self.batch_sizes()
+        firsts = [batch * self.batch_size for batch in range(len(sizes))]
+        clocks = torch.tensor([(self.epoch, first) for first in firsts]).to(device)
+        for clock, size in zip(clocks, sizes, strict=True):
+            yield self.fetch(order, draws, clock, size)
 
-    def _draw(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """This epoch's order, int64 ``[M]``, and flips, uint8 ``[M]``."""
+    def batch_sizes(self) -> list[int]:
+        """How many images each batch of an epoch has."""
+        left = len(self.indices) - (len(self) - 1) * self.batch_size
+        return [self.batch_size] * (len(self) - 1) + [min(left, self.batch_size)]
+
+    def draw(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """This epoch's order, int64 ``[M]``, and the draw that augments each image, int64 ``[M]``.
+
+        An image's first draw in an epoch is its index.
+        """
+        order = self._draw_order()
+        return order, _draws(order, len(self.images))
+
+    def fetch(
+        self, order: torch.Tensor, draws: torch.Tensor, clock: torch.Tensor, batch_size: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A batch: the images and labels that come in ``order`` from place ``clock[1]`` on.
+
+        Args:
+            order, draws: as ``draw`` gives them, on the device.
+            clock: int64 ``[2]`` on the device: the epoch, and the place of the first image.
+        """
+        return image_batch(
+            self.images,
+            self.labels,
+            order,
+            self._scale,
+            self._shift,
+            clock=clock,
+            batch_size=batch_size,
+            draws=draws,
+            seed=self.seed,
+            mirror=self.augment,
+            rotate=self.rotate,
+            color_jitter=self.color_jitter,
+            means=self._means,
+            layout=self.layout,
+            dtype=self.dtype,
+        )
+
+    def _draw_order(self) -> torch.Tensor:
+        """This epoch's order, int64 ``[M]``."""
+        if not self.shuffle:
+            return self.indices
         # SeedSequence mixes the pair: seed + epoch would make run 1's epoch 0 run 0's epoch 1.
         mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(mixed[0]))
-        order = self.indices
-        if self.shuffle:
-            order = order[torch.randperm(len(order), generator=generator)]
-        left_right, top_bottom = (torch.rand(len(order), 2, generator=generator) < 0.5).byte().T
-        return order, left_right + 2 * top_bottom
+        return self.indices[torch.randperm(len(self.indices), generator=generator)]
+
+
+def _draws(order: torch.Tensor, num_images: int) -> torch.Tensor:
+    """``index + k * num_images`` for the k-th time, from 0, that ``order`` has an index."""
+    ascending, places = order.sort(stable=True)
+    first = torch.searchsorted(ascending, ascending)
+    times = torch.arange(len(order)) - first
+    return torch.empty_like(order).scatter_(0, places, ascending + times * num_images)
 
 
 def _checked_indices(indices: npt.ArrayLike, num_images: int) -> torch.Tensor:

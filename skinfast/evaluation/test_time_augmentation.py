@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from skinfast.training.augmentation import dihedral_views
-
 
 class MeanOverViews(nn.Module):
     """A model that gives the mean of another one's probabilities over the 8 dihedral views.
@@ -29,3 +27,21 @@ class MeanOverViews(nn.Module):
         views = dihedral_views(images)
         logs = torch.stack([torch.log_softmax(self.model(v).float(), 1) for v in views])
         return torch.logsumexp(logs, 0) - torch.log(torch.tensor(float(len(views))))
+
+
+def dihedral_views(images: Tensor) -> list[Tensor]:
+    """The eight views of a square: four quarter turns, each also mirrored.
+
+    Args:
+        images: ``[B, C, H, W]`` with H = W.
+
+    Returns:
+        Eight tensors ``[B, C, H, W]``, each stored as ``images`` are; the first equals ``images``.
+    """
+    views = [
+        torch.rot90(mirrored, turns, (2, 3))
+        for mirrored in (images, images.flip(3))
+        for turns in range(4)
+    ]
+    # A model is fast on the layout that the batch came in.
+    return [torch.empty_like(images).copy_(view) for view in views]

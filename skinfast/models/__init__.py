@@ -21,12 +21,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 #: Fastest with images and weights stored channels_last; the small models choose for themselves.
 CHANNELS_LAST_MODELS = ("resnet50",)
 
-#: What images meet first is a convolution.
-CONVOLUTIONAL_MODELS = ("resnet50", "cnn")
-
 __all__ = [
     "CHANNELS_LAST_MODELS",
-    "CONVOLUTIONAL_MODELS",
     "MODELS",
     "build_model",
     "cnn",

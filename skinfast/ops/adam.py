@@ -59,8 +59,8 @@ def adam_(
             parameter in strides, is written along with it. So neither is converted in a pass of
             its own.
         lr: a number, or a tensor of one element. A tensor on the parameters' device is read when
-            the step runs, so that a recorded CUDA graph follows it; one on the CPU is read
-            at the call.
+            the step runs, so that a recorded CUDA graph follows it (without a conversion where it
+            is float64); one on the CPU for parameters on a GPU is read at the call.
         grad_scale: float32, one element: the gradients are divided by it.
         found_inf: float32, one element: where it is not 0, nothing changes, the steps included.
 
@@ -72,8 +72,8 @@ def adam_(
         return  # no tensor that says on which device
     lr_tensor = None
     if isinstance(lr, Tensor):
-        if lr.device.type != "cpu":
-            lr_tensor = lr.to(params[0].device, torch.float32, non_blocking=True)
+        if lr.device.type == params[0].device.type or lr.device.type != "cpu":
+            lr_tensor = lr.to(params[0].device, torch.float64, non_blocking=True)
         lr = lr.item() if lr_tensor is None else 0.0
     torch.ops.skinfast.adam_(
         params,

@@ -83,7 +83,8 @@ class CapturedStep:
         self._copied = recording.fold_casts(copies)
         self._groups = recording.lift_learning_rates(optimizer)
         self._updated = recording.updated()
-        recording.split_updates()
+        if self._updated and self._updated[0].device.type == "cpu":
+            recording.split_updates()  # a GPU has no cache for it, and every part is a launch
         self._function, self._constants = recording.function()
         # Small objects scattered between the large ones just freed would keep those apart, and the
         # next step would take new memory beside them.
@@ -92,8 +93,16 @@ class CapturedStep:
 
     def replay(self, *inputs: Tensor) -> None:
         """Run it on other inputs."""
-        learning_rates = [float(group["lr"]) for group in self._groups]
+        self.refresh()
+        self.run(*inputs)
+
+    def refresh(self) -> None:
+        """Bring up to date what others than replays may have changed."""
         self._copies.refresh(self._copied)
+
+    def run(self, *inputs: Tensor) -> None:
+        """Replay without ``refresh``: nobody else has changed a parameter since."""
+        learning_rates = [float(group["lr"]) for group in self._groups]
         # The inference mode passes over autograd's kernels, and with them over the versions.
         with torch.inference_mode():
             self._function(*inputs, *learning_rates, *self._constants)
@@ -130,9 +139,11 @@ class _Recording:
         return folded
 
     def lift_learning_rates(self, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-        """Make them inputs; the groups that they belong to."""
+        """Make them inputs; the groups that they belong to. A tensor is read by the op itself."""
         groups = []
         for i, adam in enumerate(self._adams):
+            if adam.kwargs["lr_tensor"] is not None:
+                continue
             adam.update_kwarg("lr", self._add_input(f"learning_rate_{i}"))
             first = self._value(adam.args[0][0])
             groups += [
@@ -196,8 +207,10 @@ class _Recording:
         return getattr(self._module, node.target)
 
     def _add_input(self, name: str) -> fx.Node:
-        *_, last = self._graph.find_nodes(op="placeholder")
-        with self._graph.inserting_after(last):
+        inputs = self._graph.find_nodes(op="placeholder")
+        first = next(iter(self._graph.nodes))
+        behind = self._graph.inserting_after(inputs[-1]) if inputs else None
+        with behind or self._graph.inserting_before(first):
             return self._graph.placeholder(name)
 
     def _get_constant(self, name: str, value: Tensor) -> fx.Node:
@@ -210,7 +223,8 @@ class _Recording:
         readers: dict[Any, list[fx.Node]] = {}
         for node in self._graph.find_nodes(op="get_attr"):
             readers.setdefault(node.target, []).extend(user for user in node.users if user != adam)
-        written = [self._get_constant("no_copy", torch.empty(0))] * len(parameters)
+        nothing = self._value(parameters[0]).new_empty(0)
+        written = [self._get_constant("no_copy", nothing)] * len(parameters)
         folded = []
         for i, (parameter, grad) in enumerate(zip(parameters, grads, strict=True)):
             casts = readers[parameter.target]

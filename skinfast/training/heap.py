@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 _GROWTH = 2**29
+_CALLS_BETWEEN_LOOKS = 32
 
 
 class HeapTrimmer:
-    """Called now and then, it returns the heap's free pages once half a gigabyte has been added.
+    """Called at every step, it returns the heap's free pages once half a gigabyte has been added.
 
     PyTorch takes a tensor's memory from ``posix_memalign``. Before version 2.38 the GNU C library
     often cannot use what was freed for an equal request again (its bug 14581): a hole between
@@ -20,11 +21,14 @@ class HeapTrimmer:
     """
 
     def __init__(self) -> None:
+        self._calls = 0
         self._trim = _malloc_trim()
         self._least = self._resident()
 
     def __call__(self) -> None:
-        if self._trim is None:
+        self._calls += 1
+        # To ask the system takes as long as an op on small tensors.
+        if self._trim is None or self._calls % _CALLS_BETWEEN_LOOKS != 1:
             return
         resident = self._resident()
         if resident > self._least + _GROWTH:

@@ -19,8 +19,7 @@ from skinfast.errors import DivergedError
 from skinfast.models import build_model
 from skinfast.nn import convert_sync_batch_norm
 from skinfast.optim import Adam
-from skinfast.training.augmentation import Augmentation
-from skinfast.training.averaging import averaged_model
+from skinfast.training.averaging import MovingAverage
 from skinfast.training.config import TrainConfig
 from skinfast.training.distributed import DistributedStep, Processes
 from skinfast.training.early_stopping import BestEpoch
@@ -31,8 +30,6 @@ from skinfast.training.problem import Problem, prepare
 from skinfast.training.run_folder import RunFolder
 from skinfast.training.schedule import learning_rate_schedule
 from skinfast.training.step import Totals, TrainStep
-
-_STEPS_BETWEEN_TRIMS = 32
 
 
 def train(
@@ -82,7 +79,7 @@ def train(
         decoupled_weight_decay=config.decoupled_weight_decay,
     )
     schedule = learning_rate_schedule(optimizer, config, len(train_batches))
-    average = averaged_model(model, config.ema_decay) if config.ema_decay else None
+    average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
     best = BestEpoch(config.patience) if config.validation_fraction else None
     # What a checkpoint holds: everything that changes as the run goes on.
     parts: dict[str, Any] = {
@@ -107,9 +104,8 @@ def train(
         loss_function(config, weight).to(problem.device),
         device=problem.device,
         precision=config.precision,
-        capture=config.backend == "skinfast" and problem.device.type == "cpu",
+        capture=config.backend == "skinfast",
     )
-    augmentation = Augmentation(config.rotate, config.color_jitter, config.seed)
     measured = model if average is None else average.module
     trim_heap = HeapTrimmer()
 
@@ -120,17 +116,16 @@ def train(
         model.train()
         train_batches.set_epoch(epoch)
         learning_rate = optimizer.param_groups[0]["lr"]
+        title = f"epoch {epoch}/{config.epochs}"
         # None: a bar on a terminal, nothing elsewhere.
         hidden = None if processes.is_first else True
-        bar = tqdm(train_batches, f"epoch {epoch}/{config.epochs}", disable=hidden, leave=False)
-        for batch, (images, labels) in enumerate(bar):
-            step(augmentation(images, epoch, batch), labels)
-            if schedule is not None:
-                schedule.step()
-            if average is not None:
-                average.update_parameters(model)
-            if batch % _STEPS_BETWEEN_TRIMS == 0:
+        with tqdm(total=len(train_batches), desc=title, disable=hidden, leave=False) as bar:
+
+            def made(steps: int, bar: Any = bar) -> None:
+                bar.update(steps)
                 trim_heap()
+
+            step.epoch(train_batches, schedule, average, made)
         train_loss, train_accuracy = step.take_totals()
         seconds = time.perf_counter() - started
 

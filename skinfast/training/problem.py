@@ -24,7 +24,7 @@ from skinfast.data import (
 )
 from skinfast.data.balanced_batches import BalancedBatches
 from skinfast.errors import SkinfastError
-from skinfast.models import CHANNELS_LAST_MODELS, CONVOLUTIONAL_MODELS
+from skinfast.models import CHANNELS_LAST_MODELS
 from skinfast.training.config import TrainConfig
 
 
@@ -60,26 +60,28 @@ class Problem:
         return self._batches(
             self.train_indices,
             shuffle=True,
-            augment=self.config.augment,
+            augmented=True,
             drop_last=lonely,
+            dtype=self._train_dtype(),
             kind=BalancedBatches if self.config.balanced_batches else DeviceBatches,
         )
 
     def validation_batches(self) -> DeviceBatches:
         """The images of the validation part, in the order of ``validation_indices``."""
-        return self._batches(self.validation_indices, shuffle=False, augment=False)
+        return self._batches(self.validation_indices, shuffle=False)
 
     def test_batches(self) -> DeviceBatches:
         """The test images, in the order of ``split.test``."""
-        return self._batches(self.split.test, shuffle=False, augment=False)
+        return self._batches(self.split.test, shuffle=False)
 
     def _batches(
         self,
         indices: npt.NDArray[np.int64],
         *,
         shuffle: bool,
-        augment: bool,
+        augmented: bool = False,
         drop_last: bool = False,
+        dtype: torch.dtype = torch.float32,
         kind: type[DeviceBatches] = DeviceBatches,
     ) -> DeviceBatches:
         return kind(
@@ -91,10 +93,12 @@ class Problem:
             std=self.std,
             shuffle=shuffle,
             seed=self.config.seed,
-            augment=augment,
+            augment=augmented and self.config.augment,
+            rotate=augmented and self.config.rotate,
+            color_jitter=self.config.color_jitter if augmented else 0.0,
             drop_last=drop_last,
+            dtype=dtype,
             layout=self._layout(),
-            dtype=self._dtype(),
         )
 
     @cached_property
@@ -106,11 +110,10 @@ class Problem:
         """How the images must be stored for the model to take them as they are."""
         return "channels_last" if self.config.model in CHANNELS_LAST_MODELS else "contiguous"
 
-    def _dtype(self) -> torch.dtype:
-        """That of the images: autocast's, where it would convert them before all else."""
-        converts = self.config.model in CONVOLUTIONAL_MODELS and not self.config.color_jitter
-        lower = converts and self.config.precision == "bfloat16"
-        return torch.bfloat16 if lower else torch.float32
+    def _train_dtype(self) -> torch.dtype:
+        """Of the images: where autocast would round them first thing, they come rounded."""
+        lowered = self.config.precision == "bfloat16" and self.config.model != "logistic-regression"
+        return torch.bfloat16 if lowered else torch.float32
 
     def fingerprint(self) -> str:
         """A hash of names, labels and mean colours: equal for equal data."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
+from skinfast.data import DeviceBatches
 from skinfast.ops import classification_totals_
+from skinfast.training.averaging import MovingAverage
 from skinfast.training.capture import CapturedStep, LowPrecisionCopies
+from skinfast.training.graph import CudaGraphs, DeviceEpochs, Launcher
 
 
 class TrainStep:
@@ -19,9 +24,12 @@ class TrainStep:
         optimizer: over the model's parameters.
         loss_function: logits and labels ``[B]`` to the mean loss.
         precision: "float32", or "bfloat16" for autocast with float32 parameters.
-        capture: record the step when a shape of a batch comes for the second time and replay it
-            from then on (see ``CapturedStep``): the optimizer must be ``skinfast.optim.Adam``, and
-            no hook runs in a replay. The results are equal bit for bit.
+        capture: on a CPU, record the step when a shape of a batch comes for the second time and
+            replay it from then on (see ``CapturedStep``); on a GPU, launch whole epochs as CUDA
+            graphs (see ``DeviceEpochs``). The optimizer must be ``skinfast.optim.Adam``. No hook
+            runs in a replay, so a model in DistributedDataParallel is never captured. The results
+            are equal bit for bit.
+        launcher: for ``DeviceEpochs``; None: CUDA graphs on a GPU, on a CPU no such epochs.
     """
 
     def __init__(
@@ -33,6 +41,7 @@ class TrainStep:
         device: torch.device,
         precision: str,
         capture: bool = False,
+        launcher: Launcher | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -40,9 +49,52 @@ class TrainStep:
         self.device = device
         self.precision = precision
         self._totals = Totals(device)
-        self._capture = capture
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            capture = False  # it exchanges gradients in hooks
+        if capture and launcher is None and device.type == "cuda":
+            launcher = CudaGraphs(device)
+        self._launcher = launcher
+        self._epochs: DeviceEpochs | None = None
+        self._capture = capture and device.type == "cpu"
         self._captured: dict[Any, CapturedStep | None] = {}
         self._copies = LowPrecisionCopies()
+
+    def epoch(
+        self,
+        batches: DeviceBatches,
+        schedule: LRScheduler | None = None,
+        average: MovingAverage | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> None:
+        """Learn from every batch of the epoch that ``batches`` is set to.
+
+        Args:
+            schedule: stepped after every step.
+            average: fed after every step.
+            progress: called with the number of steps, whenever some are done or launched.
+        """
+        if self._launcher is not None:
+            known = self._epochs
+            if known is None or (known.batches, known.average) != (batches, average):
+                self._epochs = DeviceEpochs(
+                    self._learn,
+                    self._record,
+                    self.model,
+                    self.optimizer,
+                    batches,
+                    average,
+                    self._launcher,
+                )
+            assert self._epochs is not None
+            self._epochs.run(schedule, progress or _ignore)
+            return
+        for images, labels in batches:
+            self(images, labels)
+            if schedule is not None:
+                schedule.step()
+            if average is not None:
+                average.update_parameters(self.model)
+            (progress or _ignore)(1)
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         """Learn from one batch."""
@@ -85,6 +137,10 @@ class TrainStep:
     def take_totals(self) -> tuple[float, float]:
         """Mean loss and accuracy since the last call; waits for the device once."""
         return self._totals.take()
+
+
+def _ignore(steps: int) -> None:
+    """For callers to whom the progress is nothing."""
 
 
 class Totals:

@@ -14,6 +14,7 @@ IMAGES = torch.randint(0, 256, (23, 8, 8, 3), dtype=torch.uint8, generator=GENER
 # Labels are the images' numbers, to tell which image a batch holds.
 NUMBERS = torch.arange(23)
 MEAN, STD = (0.76, 0.55, 0.57), (0.14, 0.15, 0.17)
+EVERYTHING: dict[str, Any] = {"augment": True, "rotate": True, "color_jitter": 0.2}
 DEVICES = [
     "cpu",
     pytest.param(
@@ -164,9 +165,58 @@ def test_mirroring() -> None:
     assert len({tuple(sorted(epoch.items())) for epoch in seen}) == len(seen)
 
 
-def test_mirroring_leaves_the_dataset_alone() -> None:
+def by_number(loader: DeviceBatches) -> dict[int, torch.Tensor]:
+    """The first picture of each image that an epoch has."""
+    found: dict[int, torch.Tensor] = {}
+    for images, numbers in loader:
+        for image, number in zip(images, numbers.tolist(), strict=True):
+            found.setdefault(number, image)
+    return found
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_turned_and_recoloured_by_seed_epoch_and_image_alone(layout: str) -> None:
+    def pictures(epoch: int, **changes: Any) -> dict[int, torch.Tensor]:
+        loader = batches(**{**EVERYTHING, "layout": layout, **changes})
+        loader.set_epoch(epoch)
+        return by_number(loader)
+
+    first = pictures(2)
+    for same in (
+        pictures(2, batch_size=7),
+        pictures(2, batch_size=23, shuffle=False),
+        pictures(2, indices=[*range(23), 3, 3, 9]),
+        pictures(2, indices=np.arange(23)[::-1], drop_last=True, batch_size=1),
+    ):
+        assert all(torch.equal(same[number], image) for number, image in first.items())
+    for other in (pictures(3), pictures(2, seed=1)):
+        assert sum(torch.equal(other[number], image) for number, image in first.items()) < 3
+
+
+def test_an_image_that_comes_again_is_changed_anew() -> None:
+    loader = batches(indices=[4] * 64, batch_size=64, **EVERYTHING)
+    ((images, _),) = loader
+    assert len(images.flatten(1).unique(dim=0)) == 64
+
+
+def test_colour_jitter_is_one_gain_and_one_shift_a_colour_within_its_bounds() -> None:
+    plain = batches(shuffle=False, batch_size=23)
+    jittered = batches(shuffle=False, batch_size=23, color_jitter=0.2)
+    ((before, _),), ((after, _),) = plain, jittered
+    centred, recoloured = (x - x.mean((2, 3), keepdim=True) for x in (before, after))
+    gain = recoloured.flatten(1).norm(dim=1) / centred.flatten(1).norm(dim=1)
+    assert gain.min() >= 0.8 and gain.max() <= 1.2 and gain.std() > 0.05
+    torch.testing.assert_close(
+        recoloured, centred * gain[:, None, None, None], atol=1e-5, rtol=1e-4
+    )
+    shift = (after - before).mean((2, 3))
+    assert shift.abs().max() <= 0.3 and shift.std() > 0.05
+    assert (shift - shift.mean(1, keepdim=True)).abs().max() <= 0.2
+
+
+def test_augmentation_leaves_the_dataset_alone() -> None:
     before = IMAGES.clone()
-    list(batches(augment=True))
+    list(batches(**EVERYTHING))
     assert torch.equal(IMAGES, before)
 
 
@@ -193,6 +243,8 @@ def test_images_on_the_device_are_shared() -> None:
         ({"dtype": torch.int32}, "dtype is torch.int32; choose float32, float64, bfloat16 or"),
         ({"dtype": torch.float16}, "on a GPU, float16"),
         ({"layout": "NHWC"}, "layout is 'NHWC'; choose one of contiguous, channels_last"),
+        ({"images": IMAGES[:, :4], "rotate": True}, "images are 4x8; to be turned they must be"),
+        ({"color_jitter": 1.0}, "color jitter is 1.0; choose 0 or more, below 1"),
         ({"seed": -1}, "seed is -1; choose 0 or more"),
     ],
 )

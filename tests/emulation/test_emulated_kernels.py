@@ -65,16 +65,18 @@ def test_takes_dense_tensors_that_start_at_an_odd_element(case):
 
 @pytest.mark.usefixtures("emulated_ops")
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_an_index_out_of_range_makes_an_image_of_nan(layout):
+def test_an_image_out_of_range_is_nan(layout):
     """What the CPU kernel refuses, so that no test of the room can have it on both."""
     images = torch.full((3, 2, 4, 3), 7, dtype=torch.uint8)
-    indices = torch.tensor([0, 3, 2, -1])
-    scale, shift = torch.ones(3), torch.zeros(3)
-    result = torch.ops.skinfast_emulated.image_batch(
-        images, indices, scale, shift, None, layout, torch.float32
-    )
+    labels, indices = torch.tensor([5, 6, 7]), torch.tensor([1, 0, 3, 2, -1])
+    scale, shift, clock = torch.ones(3), torch.zeros(3), torch.tensor([0, 1])
+    result, batch_labels = torch.ops.skinfast_emulated.image_batch(
+        images, labels, indices, indices, clock, 5, scale, shift, None, 0, True, False, 0.0, layout,
+        torch.float32,
+    )  # fmt: skip
     assert (result[[0, 2]] == 7).all()
-    assert result[[1, 3]].isnan().all()
+    assert result[[1, 3, 4]].isnan().all()  # no such image, twice; beyond the end
+    assert batch_labels.tolist() == [5, 0, 7, 0, 0]
 
 
 def reached_by_samples():

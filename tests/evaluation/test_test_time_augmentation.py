@@ -2,9 +2,8 @@
 
 import torch
 
-from skinfast.evaluation.test_time_augmentation import MeanOverViews
+from skinfast.evaluation.test_time_augmentation import MeanOverViews, dihedral_views
 from skinfast.models import build_model
-from skinfast.training.augmentation import dihedral_views
 
 
 def test_probabilities_are_the_mean_over_the_views():
@@ -35,3 +34,16 @@ def test_batch_norm_counts_no_view_as_a_batch():
     assert not model.training
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+def test_dihedral_views_are_the_eight_symmetries_of_the_square():
+    images = torch.randn(64, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    given = images.contiguous(memory_format=torch.channels_last)
+    views = dihedral_views(given)
+    assert torch.equal(views[0], images)
+    assert all(view.stride() == given.stride() for view in views)
+    symmetries = {view[0].numpy().tobytes() for view in (v.contiguous() for v in views)}
+    assert len(symmetries) == 8
+    # Closed under a further turn and under mirroring.
+    for change in (lambda x: torch.rot90(x, 1, (1, 2)), lambda x: x.flip(2), lambda x: x.flip(1)):
+        assert {change(v[0]).contiguous().numpy().tobytes() for v in views} == symmetries

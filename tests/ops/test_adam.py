@@ -212,7 +212,10 @@ def test_a_graph_that_saved_a_parameter_notices_the_update():
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_keeps_the_dispatchers_contract(device, amsgrad):
     settings = {"amsgrad": amsgrad, "maximize": False, "decoupled_weight_decay": False}
-    tensors = {name: torch.ones((), device=device) for name in ("lr_tensor", "grad_scale")}
+    tensors = {
+        "lr_tensor": torch.ones((), device=device, dtype=torch.float64),
+        "grad_scale": torch.ones((), device=device),
+    }
     torch.library.opcheck(
         torch.ops.skinfast.adam_.default,
         (*arguments(device=device, amsgrad=amsgrad), []),
@@ -221,16 +224,26 @@ def test_keeps_the_dispatchers_contract(device, amsgrad):
     )
 
 
+@pytest.mark.parametrize("device", devices())
+def test_a_learning_rate_in_a_tensor_is_the_number(device):
+    by_tensor, by_number = (arguments(device=device) for _ in range(2))
+    for value in (1e-3, 0.3e-5):
+        lr = torch.tensor(value, dtype=torch.float64, device=device)
+        adam_(*by_tensor, **{**SETTINGS, "lr": lr})
+        adam_(*by_number, **{**SETTINGS, "lr": value})
+    assert_equal(by_tensor, by_number)
+
+
 @pytest.mark.skipif("cuda" not in devices(), reason="needs a GPU")
 def test_a_cuda_graph_records_the_call_and_follows_the_learning_rate():
     graphed, eager = (arguments(device="cuda") for _ in range(2))
-    lr = torch.tensor(0.5**7, device="cuda")
+    lr = torch.tensor(1e-3, device="cuda", dtype=torch.float64)
     saved = clones(graphed)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         adam_(*graphed, **{**SETTINGS, "lr": lr})
     assert_equal(graphed, saved)
-    for value in (0.5**7, 0.5**9):
+    for value in (1e-3, 0.3e-5):
         lr.fill_(value)
         graph.replay()
         adam_(*eager, **{**SETTINGS, "lr": value})

@@ -12,7 +12,7 @@ from skinfast.data import BalancedBatches
 from skinfast.errors import SkinfastError
 from skinfast.models import build_model
 from skinfast.training import PRESETS, TrainConfig, load_model, prepare, preset, train
-from skinfast.training.averaging import averaged_model
+from skinfast.training.averaging import MovingAverage
 from skinfast.training.early_stopping import BestEpoch
 from skinfast.training.losses import FocalLoss, loss_function
 from skinfast.training.schedule import learning_rate_schedule
@@ -140,7 +140,7 @@ def test_the_rate_of_every_epoch_is_recorded(config, tmp_path):
 def test_moving_average_is_its_formula_for_weights_and_statistics():
     torch.manual_seed(0)
     model = build_model("logistic-regression", image_size=8)
-    average = averaged_model(model, 0.5)
+    average = MovingAverage(model, 0.5)
     expected = {}
     for t in range(6):
         model(torch.randn(4, 3, 8, 8) + t)  # moves the running statistics and counts batches
@@ -267,7 +267,7 @@ def test_balanced_batches_hold_every_class_equally_often(config):
         for batch in labels:
             counts = torch.bincount(batch, minlength=7)
             assert counts.max() - counts.min() <= 2
-        order, _ = batches._draw()
+        order, _ = batches.draw()
         uses = np.bincount(order.numpy(), minlength=len(problem.dataset))
         assert set(np.flatnonzero(uses)) <= set(problem.train_indices)
         for label in range(7):  # a class's images take turns
@@ -277,7 +277,7 @@ def test_balanced_batches_hold_every_class_equally_often(config):
             assert of_class.max() - of_class.min() <= 1
         orders.append(order)
     assert not torch.equal(*orders)
-    assert torch.equal(orders[1], batches._draw()[0])
+    assert torch.equal(orders[1], batches.draw()[0])
 
 
 # --- presets and settings that contradict each other ----------------------------------------------

@@ -84,6 +84,19 @@ def test_batches_are_stored_as_the_model_takes_them(config, model, backend, in_m
         assert images.permute(in_memory).is_contiguous()
 
 
+@pytest.mark.parametrize("model", ["cnn", "logistic-regression", "resnet50"])
+def test_images_that_come_in_bfloat16_change_nothing(config, tmp_path, monkeypatch, model):
+    config = dataclasses.replace(config, model=model, precision="bfloat16", epochs=1)
+    problem = prepare(config)
+    problem = dataclasses.replace(problem, train_indices=problem.train_indices[:32])
+    (images, _), _ = problem.train_batches()
+    assert (images.dtype == torch.bfloat16) == (model != "logistic-regression")
+    lowered = train(config, tmp_path / "lowered", problem=problem)
+    monkeypatch.setattr(type(problem), "_train_dtype", lambda self: torch.float32)
+    plain = train(config, tmp_path / "plain", problem=problem)
+    assert_equal(weights_of(lowered), weights_of(plain))
+
+
 def test_two_runs_are_equal_and_another_seed_is_not(config, tmp_path):
     config = dataclasses.replace(config, epochs=1)
     first, second = (weights_of(train(config, tmp_path / name)) for name in "ab")
