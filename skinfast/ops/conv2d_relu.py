@@ -132,9 +132,9 @@ refuse_double_backward("conv2d_relu_backward")
 register_lower_precision("conv2d_relu", 0, 1, 2)
 
 
-# Measured on the samples: PyTorch's float32 is up to 1.9 times assert_close's default from float64,
-# ours up to 1.4 times.
-TOLERANCES = {torch.float32: {"rtol": 5e-6, "atol": 2e-5}}
+# Measured on the samples: gradients of weights by PyTorch in float32 are up to 4.8e-5 from float64,
+# ours up to 1.0e-5 on either backend.
+TOLERANCES = {torch.float32: {"rtol": 5e-6, "atol": 6e-5}}
 
 
 def sample_inputs(device: str, dtype: torch.dtype) -> Iterator[SampleInput]:
