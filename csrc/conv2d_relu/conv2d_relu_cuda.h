@@ -109,7 +109,7 @@ __device__ __forceinline__ void load_halo(const SmallConv2d& conv, const Pixels&
 // output = conv(x) (+ bias), as Result stores it. With `turned`, weight is [C, K, R, S] and turned
 // by 180 degrees: the convolution that gives the gradient of the input.
 template <typename T, typename Pixels, typename Result>
-__global__ void __launch_bounds__(kThreads, sizeof(accumulate_t<T>) == 8 ? 2 : 3)
+__global__ void __launch_bounds__(kThreads, 2)
     small_conv2d_kernel(SmallConv2d conv, Pixels x, const T* weight, bool turned, const T* bias,
                         Result result, int items) {
   using A = accumulate_t<T>;
