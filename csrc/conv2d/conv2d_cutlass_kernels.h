@@ -1,28 +1,16 @@
-// What the three convolution files on CUTLASS share: tiles, the mapping of a convolution onto
-// CUTLASS's problem, the launch. CUTLASS 2's implicit matrix products for sm_80, which every later
-// device runs as well.
+// What the three convolution files on CUTLASS share: tiles and the launch. CUTLASS 2's implicit
+// matrix products for sm_80, which every later device runs as well.
 #pragma once
 
 #include <cutlass/conv/device/implicit_gemm_convolution.h>
 #include <cutlass/cutlass.h>
 
 #include "conv2d/conv2d_cutlass.h"
+#include "conv2d/conv2d_cutlass_problem.h"
 
 namespace skinfast {
 
-namespace conv = cutlass::conv;
 namespace threadblock = cutlass::gemm::threadblock;
-
-template <typename T>
-struct CutlassElement;
-template <>
-struct CutlassElement<BFloat16> {
-  using type = cutlass::bfloat16_t;
-};
-template <>
-struct CutlassElement<Half> {
-  using type = cutlass::half_t;
-};
 
 template <int kRows, int kColumns, int kWarpRows, int kWarpColumns>
 struct Conv2dTile {
@@ -46,50 +34,6 @@ void dispatch_tile(Conv2dKernel kernel, DType dtype, const Run& run) {
     wide ? run.template operator()<BFloat16, Tile128x128>()
          : run.template operator()<BFloat16, Tile128x64>();
   }
-}
-
-using cutlass::layout::TensorNHWC;
-
-// A dense tensor [a, b, c, d] with d innermost. CUTLASS has no references to const outputs.
-template <typename Element>
-cutlass::TensorRef<Element, TensorNHWC> tensor_ref(const void* data, int64_t a, int64_t b,
-                                                   int64_t c, int64_t d) {
-  const auto extent = [](int64_t size) { return static_cast<int>(size); };
-  return {static_cast<Element*>(const_cast<void*>(data)),
-          TensorNHWC::packed({extent(a), extent(b), extent(c), extent(d)})};
-}
-template <typename Element>
-auto input_ref(const TensorCoreConv2d& c, const void* data) {
-  return tensor_ref<Element>(data, c.N, c.H, c.W, c.C);
-}
-template <typename Element>
-auto weight_ref(const TensorCoreConv2d& c, const void* data) {
-  return tensor_ref<Element>(data, c.K, c.R, c.S, c.C);
-}
-template <typename Element>
-auto output_ref(const TensorCoreConv2d& c, const void* data) {
-  return tensor_ref<Element>(data, c.N, c.P, c.Q, c.K);
-}
-
-inline conv::Conv2dProblemSize problem_of(const TensorCoreConv2d& c, int64_t slices = 1) {
-  const auto extent = [](int64_t size) { return static_cast<int>(size); };
-  return {extent(c.N),
-          extent(c.H),
-          extent(c.W),
-          extent(c.C),
-          extent(c.K),
-          extent(c.R),
-          extent(c.S),
-          extent(c.P),
-          extent(c.Q),
-          extent(c.pad_h),
-          extent(c.pad_w),
-          extent(c.stride_h),
-          extent(c.stride_w),
-          1,
-          1,
-          conv::Mode::kCrossCorrelation,  // as PyTorch: the kernel is not turned
-          extent(slices)};
 }
 
 // As cutlass::conv::device::ImplicitGemmConvolution runs a kernel, but through our wrapper, and

@@ -26,9 +26,7 @@ inline TensorCoreConv2d tensor_core_conv2d_of(const Tensor& x, const Tensor& wei
           arguments.stride[0],
           arguments.stride[1],
           arguments.padding[0],
-          arguments.padding[1],
-          arguments.dilation[0],
-          arguments.dilation[1]};
+          arguments.padding[1]};
 }
 
 // SKINFAST_CONV2D: a kernel's name, for all convolutions that it can compute; "" where it is unset.
