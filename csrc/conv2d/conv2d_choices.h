@@ -1,5 +1,5 @@
-// Which kernel computes which convolution on which device, as measured there. Written by
-// bench/gpu/autotune.py; what is not listed is cuDNN's.
+// Which kernel computes which convolution on which device, as measured there by
+// bench/gpu/autotune.py, which wrote this; what is not listed is cuDNN's.
 #pragma once
 
 #include "conv2d/conv2d_tensor_core.h"

@@ -36,7 +36,7 @@ inline std::string_view wished_kernel() {
   return value == nullptr ? "" : value;
 }
 
-// The kernel of ours for this operation, or nothing where it is cuDNN's. All tensors are dense.
+// The kernel of ours for this operation, or nothing where it is cuDNN's.
 inline std::optional<Conv2dKernel> tensor_core_kernel(Conv2dOperation operation, const Tensor& x,
                                                       const TensorCoreConv2d& conv,
                                                       const Conv2dArguments& arguments) {
