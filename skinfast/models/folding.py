@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -80,7 +82,7 @@ def fold_batch_norm(model: nn.Module, backend: str = "skinfast") -> FoldedResNet
     return folded.eval().requires_grad_(False)
 
 
-def _folded(kind: type[Conv2d], conv: nn.Conv2d, norm: nn.Module, backend: str) -> Conv2d:
+def _folded(kind: type[Conv2d], conv: Any, norm: Any, backend: str) -> Conv2d:
     """A convolution of that kind, with a bias, that does what ``conv`` and ``norm`` do."""
     mean, variance, weight, bias = (
         None if tensor is None else tensor.double()
