@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from skinfast.errors import SkinfastError
-from skinfast.models.resnet import Bottleneck, ResNet
+from skinfast.models.resnet import ResNet
 from skinfast.nn import Conv2d, Conv2dAddReLU, Conv2dReLU, MaxPool2d
 
 
 class FoldedBottleneck(nn.Module):
-    """A bottleneck whose layers are convolutions with a bias and what follows them, fused."""
+    """A ``Bottleneck`` whose layers are convolutions with a bias and what follows them, fused."""
 
-    def __init__(self, block: Bottleneck, backend: str) -> None:
+    def __init__(self, block: Any, backend: str) -> None:
         super().__init__()
         self.conv1 = _folded(Conv2dReLU, block.conv1, block.bn1, backend)
         self.conv2 = _folded(Conv2dReLU, block.conv2, block.bn2, backend)
@@ -24,7 +24,8 @@ class FoldedBottleneck(nn.Module):
         self.skip_connections = block.skip_connections
         self.downsample: nn.Module | None = None
         if isinstance(block.downsample, nn.Sequential):
-            self.downsample = _folded(Conv2d, *block.downsample, backend)
+            conv, norm = block.downsample
+            self.downsample = _folded(Conv2d, conv, norm, backend)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -39,9 +40,10 @@ class FoldedResNet(nn.Module):
         super().__init__()
         self.conv1 = _folded(Conv2dReLU, model.conv1, model.bn1, backend)
         self.maxpool = MaxPool2d(3, stride=2, padding=1, backend=backend)
-        for name in ("layer1", "layer2", "layer3", "layer4"):
-            blocks = [FoldedBottleneck(block, backend) for block in getattr(model, name)]
-            setattr(self, name, nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            nn.Sequential(*(FoldedBottleneck(block, backend) for block in stage))
+            for stage in (model.layer1, model.layer2, model.layer3, model.layer4)
+        )
         self.fc = nn.Linear(model.fc.in_features, model.fc.out_features)
         self.fc.load_state_dict(model.fc.state_dict())
 
