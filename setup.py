@@ -1,6 +1,7 @@
 """Builds the C++/CUDA libraries with CMake and ninja; everything else is in pyproject.toml.
 
 Environment: SKINFAST_CUDA=AUTO|ON|OFF, TORCH_CUDA_ARCH_LIST ("8.0;9.0a+PTX"), MAX_JOBS,
+CUTLASS_PATH (a copy of CUTLASS; the package nvidia-cutlass is found by itself),
 SKINFAST_STRICT=ON (warnings and register spills are errors).
 """
 
@@ -25,6 +26,11 @@ GIB_PER_CUDA_JOB = 3.0
 GIB_PER_JOB = 1.0
 
 
+def package_folders() -> list[Path]:
+    """Where packages are installed, the environment's too in an isolated build."""
+    return [Path(p) for p in (*sys.path, sysconfig.get_path("platlib"), *site.getsitepackages())]
+
+
 def find_torch() -> Path | None:
     """The folder of an installed torch, without importing it.
 
@@ -32,9 +38,8 @@ def find_torch() -> Path | None:
     into. The headers and libraries of the torch found there serve as well as a fresh download of
     several gigabytes: the stable ABI makes the result independent of torch's version.
     """
-    folders = [*sys.path, sysconfig.get_path("platlib"), *site.getsitepackages()]
-    for folder in folders:
-        torch = Path(folder) / "torch"
+    for folder in package_folders():
+        torch = folder / "torch"
         if (torch / "version.py").is_file() and (torch / "include").is_dir():
             release = re.match(r"(\d+)\.(\d+)", torch_facts(torch)[0])
             if release and (int(release[1]), int(release[2])) >= OLDEST_TORCH:
@@ -48,6 +53,23 @@ def torch_facts(torch: Path) -> tuple[str, str]:
     version = re.search(r"__version__ = '([^']+)'", text)
     cuda = re.search(r"^cuda(?:: [^=]+)? = '([^']+)'", text, re.MULTILINE)
     return version[1] if version else "unknown", cuda[1] if cuda else ""
+
+
+def find_cutlass() -> Path | None:
+    """The folder of CUTLASS's headers: in CUTLASS_PATH, or of the package nvidia-cutlass."""
+    version = Path("cutlass") / "version.h"
+    if path := os.environ.get("CUTLASS_PATH"):
+        include = Path(path).absolute() / "include"
+        if not (include / version).is_file():
+            raise SystemExit(
+                f"skinfast: CUTLASS_PATH is {path!r}; it needs a folder with include/{version}"
+            )
+        return include
+    for folder in package_folders():
+        include = folder / "cutlass_library" / "source" / "include"
+        if (include / version).is_file():
+            return include.absolute()
+    return None
 
 
 def cuda_architectures(arch_list: str) -> str:
@@ -125,6 +147,7 @@ class CMakeBuild(build_ext):
             "SKINFAST_TORCH_CUDA": cuda,
             "SKINFAST_CUDA": cuda_wish(version, cuda),
             "SKINFAST_CUDA_JOBS": cuda_at_once,
+            "SKINFAST_CUTLASS_DIR": find_cutlass() or "",
             "SKINFAST_STRICT": "ON" if strict else "OFF",
             "Python_EXECUTABLE": sys.executable,
             "CMAKE_MAKE_PROGRAM": find_tool("ninja"),

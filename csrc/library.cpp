@@ -22,6 +22,13 @@ STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
       "int[2] stride, int[2] padding, int[2] dilation, int groups, bool want_input, "
       "bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
   m.def(
+      "conv2d_add_relu(Tensor input, Tensor weight, Tensor? bias, Tensor residual, int[2] stride, "
+      "int[2] padding, int[2] dilation, int groups) -> Tensor");
+  m.def(
+      "conv2d_add_relu_backward(Tensor grad_output, Tensor output, Tensor input, Tensor weight, "
+      "int[2] stride, int[2] padding, int[2] dilation, int groups, bool want_input, "
+      "bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
       "conv2d_relu_max_pool2d(Tensor input, Tensor weight, Tensor? bias, int[2] padding, "
       "int[2] pool_size) -> (Tensor output, Tensor argmax)");
   m.def(

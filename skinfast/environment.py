@@ -37,6 +37,7 @@ def environment(device: torch.device | str | None = None) -> dict[str, Any]:
             "built_for_torch": build["torch"],
             "built_cpu_kernels": build["cpu_instruction_sets"],
             "built_cuda_kernels": build["cuda"],
+            "tensor_core_kernels": build["cutlass"],
         }
     if device is not None:
         facts["device"] = str(device)

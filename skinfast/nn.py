@@ -55,6 +55,24 @@ class Conv2dReLU(Conv2d):
     _op = "conv2d_relu"
 
 
+class Conv2dAddReLU(Conv2d):
+    """``relu(torch.nn.Conv2d(input) + residual)``: the end of a residual block, folded."""
+
+    _op = "conv2d_add_relu"
+
+    def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
+        return self._function(
+            input,
+            self.weight,
+            self.bias,
+            residual,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+        )
+
+
 class Conv2dReLUMaxPool2d(Conv2d):
     """``torch.nn.Conv2d``, ReLU and ``torch.nn.MaxPool2d(pool_size)``, as a layer of the CNN.
 

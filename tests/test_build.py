@@ -34,6 +34,7 @@ def test_a_build_asked_for_cuda_that_cannot_have_it_names_what_is_missing():
     [
         ({"SKINFAST_CUDA": "MAYBE"}, "SKINFAST_CUDA is 'MAYBE'; it needs to be AUTO, ON or OFF"),
         ({"TORCH_CUDA_ARCH_LIST": "Hopper"}, "TORCH_CUDA_ARCH_LIST has 'Hopper'; it needs"),
+        ({"CUTLASS_PATH": "/nowhere"}, "CUTLASS_PATH is '/nowhere'; it needs a folder with"),
     ],
 )
 def test_unusable_build_settings_are_refused_in_one_line(environment, message):

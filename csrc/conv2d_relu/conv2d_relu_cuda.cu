@@ -1,5 +1,7 @@
 #include "conv2d_relu/conv2d_relu_cuda.h"
 
+#include "conv2d/conv2d_cuda.h"
+
 namespace skinfast {
 namespace {
 
@@ -20,7 +22,7 @@ Tensor conv2d_relu_cuda(const Tensor& x, const Tensor& weight, const std::option
   const Conv2dArguments arguments{stride, padding, dilation, groups};
   const auto shape = check_conv2d("conv2d_relu", x, weight, bias, arguments);
   if (!is_small_conv2d(x, weight, arguments)) {
-    return general_conv2d_relu(x, weight, bias, arguments);
+    return general_conv2d_cuda(x, weight, bias, std::nullopt, /*with_relu=*/true, shape, arguments);
   }
   Tensor output = empty_in(x, shape, conv2d_layout(x, weight));
   if (output.numel() == 0) return output;
@@ -46,7 +48,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_backward_cuda(
   check_conv2d_gradient("conv2d_relu_backward", "grad_output", grad_output, x, shape);
   check_conv2d_gradient("conv2d_relu_backward", "output", output, x, shape);
   if (!is_small_conv2d(x, weight, arguments) || output.numel() == 0) {
-    return general_conv2d_relu_backward(grad_output, output, x, weight, arguments,
+    return general_conv2d_backward_cuda(relu_masked(grad_output, output), x, weight, arguments,
                                         {want_input, want_weight, want_bias});
   }
   const SmallConv2d conv = small_conv2d_of(x, weight, shape, arguments);

@@ -18,6 +18,7 @@ std::map<std::string, std::string> build_info() {
       {"compiler", SKINFAST_BUILD_COMPILER},
       {"cpu_instruction_sets", SKINFAST_BUILD_ISAS},
       {"cuda", SKINFAST_BUILD_CUDA},
+      {"cutlass", SKINFAST_BUILD_CUTLASS},
       {"torch", SKINFAST_BUILD_TORCH},
   };
 }
@@ -36,7 +37,7 @@ PYBIND11_MODULE(_host, m) {
   m.doc() = "Facts about the build and the CPU, and the random numbers of the kernels.";
   m.def("build_info", &build_info,
         "What was built: compiler, cpu_instruction_sets, cuda (version and architectures, or why "
-        "not), torch (the version compiled against).");
+        "not), cutlass (its version, or why not), torch (the version compiled against).");
   m.def("cpu_instruction_set", &cpu_instruction_set,
         "The instruction set whose kernels run on this CPU.");
   m.def("philox", &philox, pybind11::arg("counter"), pybind11::arg("key"),

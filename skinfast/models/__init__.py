@@ -9,6 +9,7 @@ from torch import nn
 
 from skinfast.errors import SkinfastError
 from skinfast.models.cnn import cnn
+from skinfast.models.folding import fold_batch_norm
 from skinfast.models.logistic_regression import logistic_regression
 from skinfast.models.resnet import resnet50
 
@@ -26,6 +27,7 @@ __all__ = [
     "MODELS",
     "build_model",
     "cnn",
+    "fold_batch_norm",
     "logistic_regression",
     "resnet50",
 ]

@@ -8,6 +8,7 @@ from skinfast.ops.batch_norm_relu import batch_norm_relu
 from skinfast.ops.batch_norm_relu_max_pool2d import batch_norm_relu_max_pool2d
 from skinfast.ops.classification_totals import classification_totals_
 from skinfast.ops.conv2d import conv2d
+from skinfast.ops.conv2d_add_relu import conv2d_add_relu
 from skinfast.ops.conv2d_relu import conv2d_relu
 from skinfast.ops.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d
 from skinfast.ops.cross_entropy import cross_entropy
@@ -25,6 +26,7 @@ __all__ = [
     "batch_norm_relu_max_pool2d",
     "classification_totals_",
     "conv2d",
+    "conv2d_add_relu",
     "conv2d_relu",
     "conv2d_relu_max_pool2d",
     "cross_entropy",

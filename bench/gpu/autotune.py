@@ -1,0 +1,276 @@
+"""Measures who computes ResNet-50's convolutions fastest on this GPU, and writes the answer down.
+
+    python bench/gpu/autotune.py --output times.json
+    python bench/gpu/autotune.py --read times.json --output csrc/conv2d/conv2d_choices.h
+
+Every tensor-core kernel of skinfast takes turns with cuDNN, each in a CUDA graph, on every
+convolution of the model, forward (alone, with ReLU, with addition and ReLU) and for both gradients.
+A kernel whose error against float64 is more than twice cuDNN's ends the run. The table lists those
+that are faster than cuDNN by more than the noise; build again to use it. An output that ends in .h
+is the table, any other all times as JSON, which is complete after every convolution.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+import torch  # noqa: E402
+from harness import ResultsDifferError, stopwatch, take_turns  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from skinfast.models import build_model  # noqa: E402
+from skinfast.nn import Conv2d  # noqa: E402
+from skinfast.testing import LOW_PRECISION_FACTOR, has_cuda_kernels  # noqa: E402
+
+# The names in csrc/conv2d/conv2d_tensor_core.h.
+OPERATIONS = ("kForward", "kForwardReLU", "kForwardAddReLU", "kInputGradient", "kWeightGradient")
+DTYPES = {torch.bfloat16: "kBFloat16", torch.float16: "kHalf"}
+# How much faster than cuDNN a kernel must be to be listed.
+LEAST_GAIN = 1.03
+CALLS_IN_A_GRAPH = 10
+
+
+def kernels() -> dict[str, str]:
+    """skinfast's own kernels: the name for SKINFAST_CONV2D, and that of the C++ enumerator."""
+    text = (ROOT / "csrc" / "conv2d" / "conv2d_tensor_core.h").read_text(encoding="utf-8")
+    found = re.findall(r'\{Conv2dKernel::(\w+), "(\w+)"', text)
+    return {name: enumerator for enumerator, name in found if name != "cudnn"}
+
+
+class Convolution(NamedTuple):
+    """x ``[N, C, H, W]``, weight ``[K, C, R, S]``, output ``[N, K, P, Q]``."""
+
+    N: int
+    C: int
+    H: int
+    W: int
+    K: int
+    R: int
+    S: int
+    P: int
+    Q: int
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+
+class Measurement(NamedTuple):
+    """One operation on one convolution; microseconds by kernel, cuDNN's among them."""
+
+    device: str
+    dtype: str
+    operation: str
+    convolution: Convolution
+    times: dict[str, float]
+
+    def choice(self) -> str | None:
+        """The kernel that is faster than cuDNN, if any is."""
+        best = min(self.times, key=lambda name: self.times[name])
+        return best if self.times["cudnn"] >= LEAST_GAIN * self.times[best] else None
+
+
+def convolutions(batch_size: int, image_size: int) -> list[Convolution]:
+    """ResNet-50's, each once; computed on the meta device."""
+    with torch.device("meta"):
+        model = build_model("resnet50", image_size=image_size).eval()
+        images = torch.empty(batch_size, 3, image_size, image_size)
+    found: dict[Convolution, None] = {}
+
+    def note(module: Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:
+        n, c, h, w = inputs[0].shape
+        k, _, r, s = module.weight.shape
+        p, q = output.shape[2:]
+        found[Convolution(n, c, h, w, k, r, s, p, q, module.stride, module.padding)] = None
+
+    for module in model.modules():
+        if isinstance(module, Conv2d):
+            module.register_forward_hook(note)
+    model(images)
+    return list(found)
+
+
+def table(measurements: Sequence[Measurement]) -> str:
+    """The text of csrc/conv2d/conv2d_choices.h."""
+    lines = []
+    for device, dtype, operation, v, times in measurements:
+        kernel = Measurement(device, dtype, operation, v, times).choice()
+        if kernel is None:
+            continue
+        sizes = ", ".join(map(str, (0, *v[1:9], *v.stride, *v.padding)))
+        lines.append(
+            f'    {{"{device}", DType::{dtype}, Conv2dOperation::{operation}, '
+            f"{v.N.bit_length() - 1}, {{{sizes}}}, Conv2dKernel::{kernels()[kernel]}}},"
+            f"  // {times[kernel]:.1f} us, cuDNN {times['cudnn']:.1f}\n"
+        )
+    return (
+        "// Which kernel computes which convolution on which device, as measured there by\n"
+        "// bench/gpu/autotune.py, which wrote this; what is not listed is cuDNN's.\n"
+        "#pragma once\n\n"
+        '#include "conv2d/conv2d_tensor_core.h"\n\n'
+        "namespace skinfast {\n\n"
+        "// clang-format off\n"
+        f"inline constexpr std::array<Conv2dChoice, {len(lines)}> kConv2dChoices{{{{\n"
+        f"{''.join(lines)}"
+        "}};\n"
+        "// clang-format on\n\n"
+        "}  // namespace skinfast\n"
+    )
+
+
+def write(measurements: Sequence[Measurement], path: Path) -> None:
+    """The table, or all times as JSON; never half a file."""
+    text = table(measurements)
+    if path.suffix != ".h":
+        text = json.dumps([m._asdict() for m in measurements], indent=1) + "\n"
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def read(path: Path) -> list[Measurement]:
+    """What ``write`` wrote as JSON."""
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    result = []
+    for row in rows:
+        *sizes, stride, padding = row.pop("convolution")
+        shape = Convolution(*sizes, tuple(stride), tuple(padding))
+        result.append(Measurement(convolution=shape, **row))
+    return result
+
+
+@contextmanager
+def computed_by(kernel: str) -> Iterator[None]:
+    """Within, convolutions are that kernel's where it can compute them."""
+    before = os.environ.get("SKINFAST_CONV2D")
+    os.environ["SKINFAST_CONV2D"] = kernel
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["SKINFAST_CONV2D"]
+        else:
+            os.environ["SKINFAST_CONV2D"] = before
+
+
+def call_of(operation: str, v: Convolution, dtype: torch.dtype) -> Callable[[], Tensor]:
+    """A call of the low-level op on random tensors that are on the GPU, channels_last."""
+    generator = torch.Generator().manual_seed(0)
+
+    def tensor(*shape: int) -> Tensor:
+        values = torch.randn(shape, generator=generator).to("cuda", dtype)
+        return values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
+
+    x, weight = tensor(v.N, v.C, v.H, v.W), tensor(v.K, v.C, v.R, v.S)
+    bias, output = tensor(v.K), tensor(v.N, v.K, v.P, v.Q)
+    ops, how = torch.ops.skinfast, (v.stride, v.padding, (1, 1), 1)
+    if operation == "kForward":
+        return lambda: ops.conv2d(x, weight, None, *how)
+    if operation == "kForwardReLU":
+        return lambda: ops.conv2d_relu(x, weight, bias, *how)
+    if operation == "kForwardAddReLU":
+        return lambda: ops.conv2d_add_relu(x, weight, bias, output, *how)
+    wanted = [operation == "kInputGradient", operation == "kWeightGradient", False]
+    index = wanted.index(True)
+    return lambda: ops.conv2d_backward(output, x, weight, *how, *wanted)[index]
+
+
+def graphed(call: Callable[[], Tensor]) -> Callable[[], None]:
+    """The call, several times in one CUDA graph, as a training step makes it."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(CALLS_IN_A_GRAPH):
+            call()
+    return graph.replay
+
+
+def measure(operation: str, v: Convolution, dtype: torch.dtype, rounds: int) -> Measurement:
+    """All kernels and cuDNN, in turns.
+
+    Raises:
+        ResultsDifferError: a kernel's error is more than twice cuDNN's.
+    """
+    call = call_of(operation, v, dtype)
+    with computed_by("cudnn"):
+        exact = call_of(operation, v, torch.float64)()
+        allowed = LOW_PRECISION_FACTOR * (call().double() - exact).abs().max().item()
+        calls = {"cudnn": graphed(call)}
+    for name in kernels():
+        with computed_by(name):
+            error = (call().double() - exact).abs().max().item()
+            if not error <= allowed:
+                raise ResultsDifferError(
+                    f"{name}, {operation}, {dtype}, {v}: error {error:.3g} against float64; "
+                    f"{allowed:.3g} is allowed"
+                )
+            calls[name] = graphed(call)
+    timings = take_turns(calls, stopwatch(torch.device("cuda")), rounds)
+    times = {name: t.median / CALLS_IN_A_GRAPH * 1e6 for name, t in timings.items()}
+    listed = ", ".join(f"{name} {time:.1f} us" for name, time in times.items())
+    print(f"{operation} {DTYPES[dtype]} {v}: {listed}", flush=True)
+    return Measurement(torch.cuda.get_device_name(), DTYPES[dtype], operation, v, times)
+
+
+def reason_not_to_run() -> str | None:
+    if not torch.cuda.is_available():
+        return "there is no CUDA GPU; the table can only be measured on one"
+    if not has_cuda_kernels():
+        return "skinfast was built without CUDA kernels; see `skinfast info`"
+    from skinfast import _host
+
+    built = _host.build_info()["cutlass"]
+    return None if built.startswith("CUTLASS") else f"skinfast has no tensor-core kernels: {built}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument(
+        "--output", type=Path, required=True, help="the table (.h) or times (.json)"
+    )
+    parser.add_argument("--read", type=Path, help="take these times instead of measuring")
+    parser.add_argument("--image-sizes", type=int, nargs="+", default=[64, 32])
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[256])
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args(arguments)
+    if options.read:
+        write(read(options.read), options.output)
+        return 0
+    if reason := reason_not_to_run():
+        print(f"autotune: {reason}", file=sys.stderr)
+        return 1
+    torch.backends.cudnn.benchmark = True  # the best that cuDNN has
+    wanted = dict.fromkeys(
+        v
+        for batch in options.batch_sizes
+        for size in options.image_sizes
+        for v in convolutions(batch, size)
+    )
+    measurements: list[Measurement] = []
+    for dtype in DTYPES:
+        for v in wanted:
+            measurements.extend(
+                measure(operation, v, dtype, options.rounds)
+                for operation in OPERATIONS
+                if operation != "kInputGradient" or v.C % 8 == 0
+            )
+            write(measurements, options.output)
+    chosen = sum(m.choice() is not None for m in measurements)
+    print(f"{chosen} of {len(measurements)} are faster than cuDNN's; written to {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

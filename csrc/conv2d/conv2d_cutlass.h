@@ -1,0 +1,37 @@
+// Convolutions on tensor cores, through CUTLASS: what conv2d_cutlass_*.cu compute, where the build
+// found CUTLASS (SKINFAST_CUTLASS). Everything is channels_last, bfloat16 or float16, 16-byte
+// aligned; sums are in float32. `conv` is one that tensor_cores_take, with C divisible by 8.
+#pragma once
+
+#include <string_view>
+
+#include "conv2d/conv2d_tensor_core.h"
+#include "core/cuda.h"
+
+namespace skinfast {
+
+// output = conv2d(x, weight) + bias + residual, through a ReLU if wanted.
+// x [N, H, W, C], weight [K, R, S, C], bias [K] or null, residual (or null) and output [N, P, Q,
+// K].
+struct Conv2dForward {
+  const void *x, *weight, *bias, *residual;
+  void* output;
+  bool with_relu;
+};
+void cutlass_conv2d(Conv2dKernel kernel, DType dtype, const TensorCoreConv2d& conv,
+                    const Conv2dForward& tensors, cudaStream_t stream);
+
+// grad_x [N, H, W, C] of grad_output [N, P, Q, K].
+void cutlass_conv2d_input_gradient(Conv2dKernel kernel, DType dtype, const TensorCoreConv2d& conv,
+                                   const void* grad_output, const void* weight, void* grad_x,
+                                   cudaStream_t stream);
+
+// partial [slices, K, R, S, C], float32: the gradient of the weights over each slice of the sum.
+void cutlass_conv2d_weight_gradient(Conv2dKernel kernel, DType dtype, const TensorCoreConv2d& conv,
+                                    const void* grad_output, const void* x, float* partial,
+                                    int64_t slices, cudaStream_t stream);
+
+// As CUDA names the device: the key of the table of choices.
+std::string_view device_name(int device);
+
+}  // namespace skinfast

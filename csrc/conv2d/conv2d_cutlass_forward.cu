@@ -1,0 +1,48 @@
+#include <cutlass/conv/kernel/default_conv2d_fprop_with_broadcast.h>
+
+#include <map>
+#include <mutex>
+#include <string>
+
+#include "conv2d/conv2d_cutlass_epilogue.h"
+#include "conv2d/conv2d_cutlass_kernels.h"
+
+namespace skinfast {
+
+void cutlass_conv2d(Conv2dKernel kernel, DType dtype, const TensorCoreConv2d& c,
+                    const Conv2dForward& tensors, cudaStream_t stream) {
+  dispatch_tile(kernel, dtype, [&]<typename T, typename Tile>() {
+    using Element = typename CutlassElement<T>::type;
+    using Kernel = typename conv::kernel::DefaultConv2dFpropWithBroadcast<
+        Element, TensorNHWC, Element, TensorNHWC, Element, TensorNHWC, float,
+        cutlass::arch::OpClassTensorOp, cutlass::arch::Sm80, typename Tile::Block,
+        typename Tile::Warp, typename Tile::Instruction,
+        BiasResidualReLU<Element, static_cast<int>(kTensorCoreChannels)>,
+        threadblock::GemmIdentityThreadblockSwizzle<1>, Tile::kStages, cutlass::arch::OpMultiplyAdd,
+        conv::IteratorAlgorithm::kOptimized>::Kernel;
+    launch_cutlass<Kernel>({problem_of(c),
+                            input_ref<Element>(c, tensors.x),
+                            weight_ref<Element>(c, tensors.weight),
+                            output_ref<Element>(c, tensors.residual),
+                            output_ref<Element>(c, tensors.output),
+                            {tensors.residual != nullptr, tensors.with_relu},
+                            conv::SplitKMode::kSerial,
+                            const_cast<void*>(tensors.bias)},
+                           stream);
+  });
+}
+
+std::string_view device_name(int device) {
+  static std::mutex mutex;
+  static std::map<int, std::string> names;
+  const std::lock_guard lock(mutex);
+  std::string& name = names[device];
+  if (name.empty()) {
+    cudaDeviceProp properties;
+    STD_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+    name = properties.name;
+  }
+  return name;
+}
+
+}  // namespace skinfast

@@ -1,0 +1,179 @@
+// From tensors to the tensor-core kernels: which one is chosen, layouts, padding of channels,
+// scratch. Each function returns nothing where the convolution is cuDNN's.
+#pragma once
+
+#include <cstdlib>
+#include <string>
+
+#include "conv2d/conv2d_choices.h"
+#include "conv2d/conv2d_cutlass.h"
+#include "conv2d/conv2d_host.h"
+
+namespace skinfast {
+
+inline TensorCoreConv2d tensor_core_conv2d_of(const Tensor& x, const Tensor& weight,
+                                              const std::vector<int64_t>& shape,
+                                              const Conv2dArguments& arguments) {
+  return {x.size(0),
+          x.size(1),
+          x.size(2),
+          x.size(3),
+          weight.size(0),
+          weight.size(2),
+          weight.size(3),
+          shape[2],
+          shape[3],
+          arguments.stride[0],
+          arguments.stride[1],
+          arguments.padding[0],
+          arguments.padding[1]};
+}
+
+// SKINFAST_CONV2D: a kernel's name, for all convolutions that it can compute; "" where it is unset.
+// Read at every call, so that a test or a bench can compare kernels within one process.
+inline std::string_view wished_kernel() {
+  const char* value = std::getenv("SKINFAST_CONV2D");
+  return value == nullptr ? "" : value;
+}
+
+// The kernel of ours for this operation, or nothing where it is cuDNN's.
+inline std::optional<Conv2dKernel> tensor_core_kernel(Conv2dOperation operation, const Tensor& x,
+                                                      const TensorCoreConv2d& conv,
+                                                      const Conv2dArguments& arguments) {
+  const std::string_view wish = wished_kernel();
+  Conv2dKernel kernel = Conv2dKernel::kCudnn;
+  if (wish.empty()) {
+    if constexpr (kConv2dChoices.empty()) return std::nullopt;
+    kernel = chosen_kernel(kConv2dChoices, device_name(x.get_device_index()), dtype_of(x),
+                           operation, conv);
+  } else {
+    const auto* facts = std::find_if(kConv2dKernels.begin(), kConv2dKernels.end(),
+                                     [&](const auto& each) { return each.name == wish; });
+    std::string names;
+    for (const auto& each : kConv2dKernels) names.append(" ").append(each.name);
+    SKINFAST_CHECK(facts != kConv2dKernels.end(), "conv2d: SKINFAST_CONV2D is ", std::string(wish),
+                   "; it needs to be one of:", names);
+    kernel = facts->kernel;
+  }
+  const bool is_plain =
+      arguments.groups == 1 && arguments.dilation[0] == 1 && arguments.dilation[1] == 1;
+  if (kernel == Conv2dKernel::kCudnn || !is_plain ||
+      !tensor_cores_take(operation, dtype_of(x), conv)) {
+    return std::nullopt;
+  }
+  return kernel;
+}
+
+// [A, C, H, W], channels_last, with zeros behind the channels up to a multiple of 8.
+inline Tensor with_padded_channels(const Tensor& tensor) {
+  const int64_t channels = padded_channels(tensor.size(1));
+  if (channels == tensor.size(1)) return dense(tensor, MemoryFormat::ChannelsLast);
+  Tensor padded = empty_in(tensor, {tensor.size(0), channels, tensor.size(2), tensor.size(3)},
+                           MemoryFormat::ChannelsLast);
+  torch::stable::zero_(padded);
+  Tensor view = torch::stable::narrow(padded, 1, 0, tensor.size(1));
+  torch::stable::copy_(view, tensor);
+  return padded;
+}
+
+inline const void* data_or_null(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr() : nullptr;
+}
+
+inline std::optional<Tensor> tensor_core_conv2d(const Tensor& x, const Tensor& weight,
+                                                const std::optional<Tensor>& bias,
+                                                const std::optional<Tensor>& residual,
+                                                bool with_relu, const std::vector<int64_t>& shape,
+                                                const Conv2dArguments& arguments) {
+  const Conv2dOperation operation = residual    ? Conv2dOperation::kForwardAddReLU
+                                    : with_relu ? Conv2dOperation::kForwardReLU
+                                                : Conv2dOperation::kForward;
+  TensorCoreConv2d conv = tensor_core_conv2d_of(x, weight, shape, arguments);
+  const auto kernel = tensor_core_kernel(operation, x, conv, arguments);
+  if (!kernel) return std::nullopt;
+  const MemoryFormat layout = conv2d_layout(x, weight);
+  Tensor output = empty_in(x, shape, layout);
+  if (!is_channels_last(output)) return std::nullopt;
+
+  const DeviceGuard guard(x.get_device_index());
+  const Tensor padded_x = with_padded_channels(x), padded_weight = with_padded_channels(weight);
+  std::optional<Tensor> dense_bias, dense_residual;
+  if (bias) dense_bias = torch::stable::contiguous(*bias);
+  if (residual) dense_residual = dense(*residual, MemoryFormat::ChannelsLast);
+  const Conv2dForward tensors{padded_x.const_data_ptr(), padded_weight.const_data_ptr(),
+                              data_or_null(dense_bias),  data_or_null(dense_residual),
+                              output.mutable_data_ptr(), with_relu};
+  if (!is_aligned(tensors.x, tensors.weight, tensors.bias, tensors.residual, tensors.output)) {
+    return std::nullopt;
+  }
+  conv.C = padded_x.size(1);
+  cutlass_conv2d(*kernel, dtype_of(x), conv, tensors, current_stream(x));
+  return output;
+}
+
+inline std::optional<Tensor> tensor_core_input_gradient(const Tensor& grad_output, const Tensor& x,
+                                                        const Tensor& weight,
+                                                        const Conv2dArguments& arguments) {
+  const TensorCoreConv2d conv = tensor_core_conv2d_of(x, weight, shape_of(grad_output), arguments);
+  const auto kernel = tensor_core_kernel(Conv2dOperation::kInputGradient, x, conv, arguments);
+  if (!kernel) return std::nullopt;
+  Tensor grad_x = empty_in(x, shape_of(x), conv2d_layout(x, weight));
+  if (!is_channels_last(grad_x)) return std::nullopt;
+
+  const DeviceGuard guard(x.get_device_index());
+  const Tensor dense_grad = dense(grad_output, MemoryFormat::ChannelsLast),
+               dense_weight = dense(weight, MemoryFormat::ChannelsLast);
+  const void *grad = dense_grad.const_data_ptr(), *weights = dense_weight.const_data_ptr();
+  if (!is_aligned(grad, weights, grad_x.const_data_ptr())) return std::nullopt;
+  cutlass_conv2d_input_gradient(*kernel, dtype_of(x), conv, grad, weights,
+                                grad_x.mutable_data_ptr(), current_stream(x));
+  return grad_x;
+}
+
+// result[i] = the slices' partial sums, added in order; `size` is divisible by 8.
+template <typename T>
+__global__ void sum_slices_kernel(const float* partial, int64_t slices, int64_t size, T* result) {
+  constexpr int kWidth = 4;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < size / kWidth;
+       i += stride) {
+    Vector<float, kWidth> sum{};
+    for (int64_t slice = 0; slice < slices; ++slice) {
+      const auto part = reinterpret_cast<const Vector<float, kWidth>*>(partial + slice * size)[i];
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) sum.values[k] += part.values[k];
+    }
+    Vector<T, kWidth> rounded;
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) rounded.values[k] = store<T>(sum.values[k]);
+    reinterpret_cast<Vector<T, kWidth>*>(result)[i] = rounded;
+  }
+}
+
+inline std::optional<Tensor> tensor_core_weight_gradient(const Tensor& grad_output, const Tensor& x,
+                                                         const Tensor& weight,
+                                                         const Conv2dArguments& arguments) {
+  TensorCoreConv2d conv = tensor_core_conv2d_of(x, weight, shape_of(grad_output), arguments);
+  const auto kernel = tensor_core_kernel(Conv2dOperation::kWeightGradient, x, conv, arguments);
+  // ATen computes in the layout of x and weight; ours is channels_last alone.
+  if (!kernel || !is_channels_last(dense(x, conv2d_layout(x, weight)))) return std::nullopt;
+
+  const DeviceGuard guard(x.get_device_index());
+  const Tensor padded_x = with_padded_channels(x),
+               dense_grad = dense(grad_output, MemoryFormat::ChannelsLast);
+  if (!is_aligned(padded_x.const_data_ptr(), dense_grad.const_data_ptr())) return std::nullopt;
+  conv.C = padded_x.size(1);
+  const int64_t slices = weight_gradient_slices(*kernel, conv), size = conv.weight_size();
+  Tensor partial = torch::stable::new_empty(x, {slices, size}, ScalarType::Float);
+  Tensor sum = empty_in(x, {conv.K, conv.C, conv.R, conv.S}, MemoryFormat::ChannelsLast);
+  float* sums = static_cast<float*>(partial.mutable_data_ptr());
+  cutlass_conv2d_weight_gradient(*kernel, dtype_of(x), conv, dense_grad.const_data_ptr(),
+                                 padded_x.const_data_ptr(), sums, slices, current_stream(x));
+  SKINFAST_CUDA_DISPATCH(dtype_of(x), T, {
+    launch(&sum_slices_kernel<T>, grid_for(size / 4), kThreads, 0, current_stream(x), sums, slices,
+           size, static_cast<T*>(sum.mutable_data_ptr()));
+  });
+  return dense(torch::stable::narrow(sum, 1, 0, weight.size(1)), layout_of(weight));
+}
+
+}  // namespace skinfast

@@ -1,0 +1,92 @@
+// csrc/conv2d/conv2d_cutlass.h on the CPU. It counts its calls, so that a test sees which kernel
+// was chosen, and refuses what the real kernels could not read: everything else is the host code
+// that runs on a GPU as well.
+#include "stand_in.h"
+
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+
+#include "conv2d/conv2d_cutlass.h"
+
+namespace {
+
+using namespace skinfast;
+
+std::array<std::array<int, kConv2dKernels.size()>, 5> calls{};
+
+void require(bool condition, const char* what) {
+  if (condition) return;
+  std::fprintf(stderr, "the tensor-core kernels need %s\n", what);
+  std::abort();
+}
+
+void count(Conv2dOperation operation, Conv2dKernel kernel, DType dtype,
+           const TensorCoreConv2d& conv, std::initializer_list<const void*> pointers) {
+  ++calls[static_cast<size_t>(operation)][static_cast<size_t>(kernel)];
+  require(dtype == DType::kBFloat16, "bfloat16 here");
+  require(conv.C % kTensorCoreChannels == 0 && conv.K % kTensorCoreChannels == 0,
+          "channels divisible by 8");
+  for (const void* pointer : pointers) require(is_aligned(pointer), "16-byte aligned tensors");
+}
+
+template <typename T>
+const T* as(const void* pointer) {
+  return static_cast<const T*>(pointer);
+}
+
+}  // namespace
+
+namespace skinfast {
+
+void cutlass_conv2d(Conv2dKernel kernel, DType dtype, const TensorCoreConv2d& conv,
+                    const Conv2dForward& t, cudaStream_t) {
+  const auto operation = t.residual    ? Conv2dOperation::kForwardAddReLU
+                         : t.with_relu ? Conv2dOperation::kForwardReLU
+                                       : Conv2dOperation::kForward;
+  count(operation, kernel, dtype, conv, {t.x, t.weight, t.bias, t.residual, t.output});
+  stand_in::forward(conv, as<BFloat16>(t.x), as<BFloat16>(t.weight), as<BFloat16>(t.bias),
+                    as<BFloat16>(t.residual), t.with_relu, static_cast<BFloat16*>(t.output));
+}
+
+void cutlass_conv2d_input_gradient(Conv2dKernel kernel, DType dtype, const TensorCoreConv2d& conv,
+                                   const void* grad_output, const void* weight, void* grad_x,
+                                   cudaStream_t) {
+  count(Conv2dOperation::kInputGradient, kernel, dtype, conv, {grad_output, weight, grad_x});
+  stand_in::input_gradient(conv, as<BFloat16>(grad_output), as<BFloat16>(weight),
+                           static_cast<BFloat16*>(grad_x));
+}
+
+void cutlass_conv2d_weight_gradient(Conv2dKernel kernel, DType dtype, const TensorCoreConv2d& conv,
+                                    const void* grad_output, const void* x, float* partial,
+                                    int64_t slices, cudaStream_t) {
+  count(Conv2dOperation::kWeightGradient, kernel, dtype, conv, {grad_output, x, partial});
+  const int64_t rows = conv.N * conv.P * conv.Q, step = (rows + slices - 1) / slices;
+  for (int64_t slice = 0; slice < slices; ++slice) {
+    stand_in::weight_gradient(conv, as<BFloat16>(grad_output), as<BFloat16>(x),
+                              partial + slice * conv.weight_size(), std::min(rows, slice * step),
+                              std::min(rows, (slice + 1) * step));
+  }
+}
+
+std::string_view device_name(int) { return "stand-in"; }
+
+}  // namespace skinfast
+
+// For ctypes.
+extern "C" __attribute__((visibility("default"))) int stand_in_calls(int operation, int kernel) {
+  return calls[operation][kernel];
+}
+extern "C" __attribute__((visibility("default"))) long stand_in_slices(int kernel, long rows,
+                                                                       long K, long columns) {
+  const TensorCoreConv2d conv{rows, columns, 1, 1, K, 1, 1, 1, 1, 1, 1, 0, 0};
+  return weight_gradient_slices(static_cast<Conv2dKernel>(kernel), conv);
+}
+// dtype and operation by their numbers; elements of 2 bytes.
+extern "C" __attribute__((visibility("default"))) bool stand_in_takes(int dtype, int operation,
+                                                                      long N, long C, long side,
+                                                                      long K, long R) {
+  const TensorCoreConv2d conv{N, C, side, side, K, R, R, side, side, 1, 1, R / 2, R / 2};
+  return tensor_cores_take(static_cast<Conv2dOperation>(operation), static_cast<DType>(dtype),
+                           conv);
+}

@@ -1,0 +1,303 @@
+"""All of the tensor-core convolutions but the kernels: choice, layouts, padding, slices, sums.
+
+The kernels themselves need a GPU. Here the host code that prepares their calls runs on CPU tensors,
+and so does the kernel that adds the slices of a gradient (under the emulation); in place of the
+tensor cores stand plain loops, or CUTLASS's own reference, fed through the mapping that the kernels
+use.
+"""
+
+import ctypes
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from emulated import CSRC, HERE, ROOT, TORCH_FLAGS, TORCH_LIBRARIES, build_library
+
+import skinfast.ops  # noqa: F401 - what the stand-ins leave to other ops
+
+LAST = torch.channels_last
+KERNELS = {"cudnn": 0, "tile128x128": 1, "tile128x64": 2}
+OPERATIONS = ("kForward", "kForwardReLU", "kForwardAddReLU", "kInputGradient", "kWeightGradient")
+SOURCES = [
+    CSRC / "conv2d" / "conv2d_cuda.cu",
+    CSRC / "conv2d_relu" / "conv2d_relu_cuda.cu",
+    CSRC / "conv2d_add_relu" / "conv2d_add_relu_cuda.cu",
+    CSRC / "library.cpp",
+    CSRC / "core" / "isa.cpp",
+    HERE / "stand_in.cpp",
+]
+
+
+def module_of(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def cutlass_includes():
+    """The headers of CUTLASS, its utilities and CUDA; None where some are missing."""
+    spec = importlib.util.find_spec("cutlass_library")
+    package = Path(spec.origin).parent / "source" if spec and spec.origin else Path("/nowhere")
+    cutlass = Path(os.environ.get("CUTLASS_PATH", package))
+    homes = [os.environ.get("CUDA_HOME", "/usr/local/cuda")]
+    if nvcc := shutil.which("nvcc"):
+        homes.append(str(Path(nvcc).resolve().parents[1]))
+    folders = [cutlass / "include", cutlass / "tools" / "util" / "include"]
+    found = [Path(home) / "include" for home in homes]
+    found = [folder for folder in found if (folder / "cuda_runtime.h").is_file()]
+    if not found or not all(folder.is_dir() for folder in folders):
+        return None
+    return [*folders, found[0], found[0] / "cccl"]
+
+
+class StandIn:
+    """The ops on one stand-in, and how often it was called."""
+
+    def __init__(self, name, source, includes=(), flags=()):
+        self.namespace = f"skinfast_{name}"
+        flags = [*flags, f"-Dskinfast_emulated={self.namespace}", "-DSKINFAST_CUTLASS"]
+        flags += [f"-isystem{folder}" for folder in includes]
+        path = build_library(name, [*SOURCES, source], [*TORCH_FLAGS, *flags], TORCH_LIBRARIES)
+        torch.ops.load_library(path)
+        self.library = ctypes.CDLL(str(path))
+        self.ops = getattr(torch.ops, self.namespace)
+
+    def calls(self):
+        """By operation and kernel, those that are not zero."""
+        numbers = {
+            (operation, kernel): self.library.stand_in_calls(i, j)
+            for i, operation in enumerate(OPERATIONS)
+            for kernel, j in KERNELS.items()
+        }
+        return {key: number for key, number in numbers.items() if number}
+
+    def made(self, function):
+        """The function's result, and the calls that it made."""
+        before = self.calls()
+        result = function()
+        after = self.calls()
+        return result, {k: n - before.get(k, 0) for k, n in after.items() if n != before.get(k, 0)}
+
+
+@pytest.fixture(scope="module")
+def plain(_compiler):
+    return StandIn("stand_in_plain", HERE / "stand_in_plain.cpp")
+
+
+@pytest.fixture(scope="module")
+def cutlass(_compiler):
+    includes = cutlass_includes()
+    if includes is None:
+        pytest.skip("needs the headers of CUTLASS (nvidia-cutlass, CUTLASS_PATH) and of CUDA")
+    # Permissive: CUTLASS's templates name device functions, which the host never calls.
+    flags = ["-fpermissive", "-w"]
+    return StandIn("stand_in_cutlass", HERE / "stand_in_cutlass.cpp", includes, flags)
+
+
+@pytest.fixture(params=["plain", "cutlass"])
+def stand_in(request):
+    return request.getfixturevalue(request.param)
+
+
+CASES = {  # x, weight, stride, padding
+    "pointwise": ((3, 24, 4, 3), (16, 24, 1, 1), (1, 1), (0, 0)),
+    "pointwise-1x1-map": ((5, 16, 1, 1), (8, 16, 1, 1), (1, 1), (0, 0)),
+    "pointwise-strided": ((2, 16, 5, 4), (24, 16, 1, 1), (2, 2), (0, 0)),
+    "3x3": ((2, 8, 5, 4), (16, 8, 3, 3), (1, 1), (1, 1)),
+    "3x3-strided": ((2, 16, 6, 5), (8, 16, 3, 3), (2, 2), (1, 1)),
+    "uneven": ((2, 8, 4, 6), (8, 8, 2, 3), (1, 2), (0, 1)),
+    "stem": ((2, 3, 12, 10), (8, 3, 7, 7), (2, 2), (3, 3)),
+    "many-slices": ((17, 8, 8, 8), (8, 8, 1, 1), (1, 1), (0, 0)),
+}
+
+
+def tensors_of(case, dtype=torch.bfloat16, layout=LAST):
+    x, weight, stride, padding = CASES[case]
+    generator = torch.Generator().manual_seed(0)
+
+    def tensor(*shape):
+        values = torch.randn(shape, generator=generator).to(dtype)
+        return values.contiguous(memory_format=layout) if len(shape) == 4 else values
+
+    x, weight, bias = tensor(*x), tensor(*weight), tensor(weight[0])
+    output = torch.nn.functional.conv2d(x, weight, None, stride, padding)
+    return x, weight, bias, tensor(*output.shape), (stride, padding, (1, 1), 1)
+
+
+def calls_of(ops, case, **options):
+    """Each operation by name, on `ops`."""
+    x, weight, bias, output, how = tensors_of(case, **options)
+    return {
+        "kForward": lambda: ops.conv2d(x, weight, bias, *how),
+        "kForwardReLU": lambda: ops.conv2d_relu(x, weight, bias, *how),
+        "kForwardAddReLU": lambda: ops.conv2d_add_relu(x, weight, bias, output, *how),
+        "kInputGradient": lambda: ops.conv2d_backward(output, x, weight, *how, True, False, False)[
+            0
+        ],
+        "kWeightGradient": lambda: ops.conv2d_backward(output, x, weight, *how, False, True, False)[
+            1
+        ],
+    }
+
+
+@pytest.mark.parametrize("kernel", ["tile128x128", "tile128x64"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("case", CASES)
+def test_equals_pytorch_in_float64(stand_in, monkeypatch, case, operation, kernel):
+    monkeypatch.setenv("SKINFAST_CONV2D", kernel)
+    actual, calls = stand_in.made(calls_of(stand_in.ops, case)[operation])
+    taken = not (case == "stem" and operation == "kInputGradient")
+    # conv2d_relu leaves small channels to the kernels of its room.
+    small = case in ("3x3", "many-slices", "pointwise-1x1-map")
+    if operation == "kForwardReLU" and small:
+        taken = False
+    assert calls == ({(operation, kernel): 1} if taken else {})
+    x, weight, bias, output, how = (
+        t.double() if isinstance(t, torch.Tensor) else t for t in tensors_of(case)
+    )
+    stride, padding, *_ = how
+    if operation.startswith("kForward"):
+        expected = torch.nn.functional.conv2d(x, weight, bias, stride, padding)
+        expected = expected + output if operation == "kForwardAddReLU" else expected
+        expected = expected if operation == "kForward" else expected.relu()
+    else:
+        wanted = [operation == "kInputGradient", operation == "kWeightGradient", False]
+        expected = torch.ops.aten.convolution_backward(
+            output, x, weight, None, stride, padding, (1, 1), False, (0, 0), 1, wanted
+        )[wanted.index(True)]
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(actual.double(), expected, rtol=2**-8, atol=2**-9 * scale)
+    assert actual.dtype == torch.bfloat16 and actual.is_contiguous(memory_format=LAST)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize(
+    "options",
+    [{"dtype": torch.float32}, {"layout": torch.contiguous_format}],
+    ids=["dtype", "nchw"],
+)
+def test_what_the_kernels_cannot_take_is_pytorchs(plain, monkeypatch, operation, options):
+    monkeypatch.setenv("SKINFAST_CONV2D", "tile128x64")
+    actual, calls = plain.made(calls_of(plain.ops, "3x3-strided", **options)[operation])
+    assert not calls
+    expected = calls_of(torch.ops.skinfast, "3x3-strided", **options)[operation]()
+    torch.testing.assert_close(actual, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_without_a_wish_the_committed_table_decides_and_its_device_is_not_this(plain):
+    for call in calls_of(plain.ops, "3x3-strided").values():
+        assert plain.made(call)[1] == {}
+
+
+def test_an_unknown_kernel_is_refused_by_name(plain, monkeypatch):
+    monkeypatch.setenv("SKINFAST_CONV2D", "fastest")
+    with pytest.raises(RuntimeError, match=r"SKINFAST_CONV2D is fastest; .*one of: cudnn tile128x"):
+        calls_of(plain.ops, "3x3-strided")["kForward"]()
+
+
+def test_a_gradient_in_slices_does_not_depend_on_the_order_of_threads(plain, monkeypatch):
+    monkeypatch.setenv("SKINFAST_CONV2D", "tile128x64")
+    call = calls_of(plain.ops, "many-slices")["kWeightGradient"]
+    assert plain.library.stand_in_slices(2, 17 * 64, 8, 8) == 4
+    results = []
+    for seed in "012":
+        monkeypatch.setenv("SKINFAST_EMULATION_SEED", seed)
+        results.append(call())
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize(
+    ("kernel", "rows", "filters", "columns", "slices"),
+    [
+        (1, 65536, 64, 64, 256),  # one tile: as many slices as are long enough
+        (1, 65536, 256, 64, 132),
+        (1, 4096, 512, 4608, 1),  # 144 tiles
+        (2, 4096, 512, 4608, 1),
+        (1, 100, 64, 64, 1),  # too short to cut
+        (1, 2**24, 8, 8, 264),
+    ],
+)
+def test_slices_fill_the_device_and_are_not_too_short(
+    plain, kernel, rows, filters, columns, slices
+):
+    assert plain.library.stand_in_slices(kernel, rows, filters, columns) == slices
+
+
+def test_sizes_that_32_bits_cannot_index_are_refused(plain):
+    def takes(dtype, operation, *sizes):
+        takes = plain.library.stand_in_takes
+        takes.restype = ctypes.c_bool
+        return takes(dtype, operation, *(ctypes.c_long(size) for size in sizes))
+
+    bfloat16, half = 2, 3
+    assert takes(bfloat16, 0, 256, 64, 16, 64, 3) and takes(half, 4, 256, 64, 16, 64, 3)
+    assert not takes(0, 0, 256, 64, 16, 64, 3)  # float32
+    assert not takes(bfloat16, 0, 2**16, 64, 16, 64, 3)  # 2^31 bytes
+    assert takes(bfloat16, 0, 2**16 - 1, 64, 16, 64, 3)
+    assert not takes(bfloat16, 0, 256, 64, 16, 60, 3)  # filters
+    assert not takes(bfloat16, 3, 256, 60, 16, 64, 3)  # channels, where they cannot be padded
+    assert not takes(bfloat16, 0, 0, 64, 16, 64, 3)  # empty
+    assert not takes(bfloat16, 0, 2, 8, 64, 8, 33)  # taps
+
+
+def test_the_table_that_autotune_writes_is_followed(_compiler, tmp_path):
+    autotune = module_of(ROOT / "bench" / "gpu" / "autotune.py")
+    measured = autotune.Convolution(2, 16, 6, 5, 8, 3, 3, 3, 3, (2, 2), (1, 1))
+    faster = {"cudnn": 4.0, "tile128x128": 3.0, "tile128x64": 3.5}
+    slower = {"cudnn": 3.0, "tile128x128": 3.0, "tile128x64": 3.5}
+    measurements = [
+        autotune.Measurement("stand-in", "kBFloat16", "kForward", measured, faster),
+        autotune.Measurement("stand-in", "kHalf", "kForwardReLU", measured, faster),
+        autotune.Measurement("another", "kBFloat16", "kInputGradient", measured, faster),
+        autotune.Measurement("stand-in", "kBFloat16", "kForwardAddReLU", measured, slower),
+        autotune.Measurement(
+            "stand-in", "kBFloat16", "kWeightGradient", measured, {"cudnn": 9.0, "tile128x64": 3.0}
+        ),
+    ]
+    autotune.write(measurements, tmp_path / "times.json")
+    assert autotune.read(tmp_path / "times.json") == measurements
+    header = tmp_path / "conv2d" / "conv2d_choices.h"
+    header.parent.mkdir()
+    assert autotune.main(["--read", str(tmp_path / "times.json"), "--output", str(header)]) == 0
+    ops = StandIn("stand_in_table", HERE / "stand_in_plain.cpp", flags=["-iquote", str(tmp_path)])
+    made = {
+        operation: ops.made(call)[1] for operation, call in calls_of(ops.ops, "3x3-strided").items()
+    }
+    assert made == {
+        "kForward": {("kForward", "tile128x128"): 1},
+        "kForwardReLU": {},  # listed for float16
+        "kForwardAddReLU": {},  # cuDNN is as fast
+        "kInputGradient": {},  # listed for another device
+        "kWeightGradient": {("kWeightGradient", "tile128x64"): 1},
+    }
+    x, weight, bias, _, how = tensors_of("3x3-strided")
+    for images, listed in ((3, True), (4, False)):  # batches of 2 and 3 share a class
+        batch = x[:1].expand(images, -1, -1, -1).contiguous(memory_format=LAST)
+        _, calls = ops.made(lambda b=batch: ops.ops.conv2d(b, weight, bias, *how))
+        assert bool(calls) == listed
+
+
+def test_the_committed_table_is_one_that_autotune_writes():
+    autotune = module_of(ROOT / "bench" / "gpu" / "autotune.py")
+    text = (CSRC / "conv2d" / "conv2d_choices.h").read_text()
+    empty = autotune.table([])
+    lines = [line for line in text.splitlines() if not line.startswith("    {")]
+    count = len(text.splitlines()) - len(lines)
+    assert "\n".join(lines) + "\n" == empty.replace("Conv2dChoice, 0>", f"Conv2dChoice, {count}>")
+    assert list(autotune.kernels()) == [name for name in KERNELS if name != "cudnn"]
+
+
+def test_autotune_finds_resnet50s_convolutions_and_says_what_it_needs(capsys, tmp_path):
+    autotune = module_of(ROOT / "bench" / "gpu" / "autotune.py")
+    found = autotune.convolutions(256, 64)
+    assert len(found) == 23
+    stem = autotune.Convolution(256, 3, 64, 64, 64, 7, 7, 32, 32, (2, 2), (3, 3))
+    assert found[0] == stem
+    if not torch.cuda.is_available():
+        assert autotune.main(["--output", str(tmp_path / "table.h")]) == 1
+        assert capsys.readouterr().err.startswith("autotune: there is no CUDA GPU")
+        assert not (tmp_path / "table.h").exists()

@@ -1,0 +1,96 @@
+"""The tensor-core kernels themselves, each asked for by name. They need a GPU.
+
+What prepares their calls is tested on every machine, by tests/emulation/test_tensor_core_host.py.
+"""
+
+import pytest
+import torch
+
+from skinfast import testing
+from skinfast.ops import conv2d, conv2d_add_relu, conv2d_relu
+
+
+def missing():
+    if not testing.has_cuda_kernels() or not torch.cuda.is_available():
+        return "needs a GPU, and a build with CUDA kernels"
+    from skinfast import _host
+
+    built = _host.build_info()["cutlass"]
+    return "" if built.startswith("CUTLASS") else f"tensor-core kernels: {built}"
+
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "nothing is missing")
+
+# x, weight, stride, padding: ResNet-50's kinds, tiles that are full, cut, and smaller than one.
+CASES = {
+    "pointwise": ((8, 64, 16, 16), (256, 64, 1, 1), 1, 0),
+    "pointwise-narrow": ((5, 72, 7, 3), (40, 72, 1, 1), 1, 0),
+    "pointwise-1x1-map": ((76, 512, 1, 1), (2048, 512, 1, 1), 1, 0),
+    "pointwise-strided": ((8, 256, 15, 16), (512, 256, 1, 1), 2, 0),
+    "3x3": ((8, 128, 8, 8), (128, 128, 3, 3), 1, 1),
+    "3x3-1x1-map": ((33, 512, 1, 1), (512, 512, 3, 3), 1, 1),
+    "3x3-strided": ((9, 128, 16, 15), (128, 128, 3, 3), 2, 1),
+    "3x3-strided-2x2-map": ((16, 512, 2, 2), (512, 512, 3, 3), 2, 1),
+    "uneven": ((3, 16, 9, 6), (24, 16, 2, 3), (1, 2), (0, 1)),
+    "stem": ((16, 3, 64, 64), (64, 3, 7, 7), 2, 3),
+}
+OPS = {
+    "conv2d": lambda x, w, b, r, *how: conv2d(x, w, b, *how),
+    "conv2d_relu": lambda x, w, b, r, *how: conv2d_relu(x, w, b, *how),
+    "conv2d_add_relu": conv2d_add_relu,
+}
+
+
+def run(op, case, dtype, bias=True):
+    """Output and all gradients, from values that bfloat16 and float16 hold exactly."""
+    x_shape, w_shape, stride, padding = CASES[case]
+    generator = torch.Generator().manual_seed(0)
+
+    def tensor(*shape):
+        values = torch.randint(-8, 9, shape, generator=generator).to("cuda", dtype) / 8
+        if len(shape) == 4:
+            values = values.contiguous(memory_format=torch.channels_last)
+        return values.requires_grad_()
+
+    x, w, b = tensor(*x_shape), tensor(*w_shape), tensor(w_shape[0]) if bias else None
+    shape = torch.nn.functional.conv2d(x, w, None, stride, padding).shape
+    residual, grad = tensor(*shape), tensor(*shape).detach()
+    output = OPS[op](x, w, b, residual, stride, padding)
+    return [output.detach(), *torch.autograd.grad(output, [x, w], grad)]
+
+
+@pytest.mark.parametrize("kernel", ["tile128x128", "tile128x64"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("case", CASES)
+def test_error_is_at_most_twice_that_of_cudnn(monkeypatch, case, op, dtype, kernel):
+    monkeypatch.setenv("SKINFAST_CONV2D", "cudnn")
+    exact, theirs = run(op, case, torch.float64), run(op, case, dtype)
+    monkeypatch.setenv("SKINFAST_CONV2D", kernel)
+    ours, again = run(op, case, dtype), run(op, case, dtype)
+    for name, value, same, cudnn, wanted in zip(
+        ("output", "grad_x", "grad_weight"), ours, again, theirs, exact, strict=True
+    ):
+        assert torch.equal(value, same), f"{name}: two runs differ"
+        errors = [(t.double() - wanted).abs().max().item() for t in (value, cudnn)]
+        assert errors[0] <= testing.LOW_PRECISION_FACTOR * errors[1], f"{name}: {errors}"
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_kernel_that_was_asked_for_is_the_one_that_runs(monkeypatch, bias):
+    monkeypatch.setenv("SKINFAST_CONV2D", "tile128x64")
+    with torch.profiler.profile() as profile:
+        run("conv2d_relu", "3x3", torch.bfloat16, bias)
+    names = " ".join(event.key for event in profile.key_averages())
+    assert "ImplicitGemmConvolutionWithFusedEpilogue" in names
+
+
+def test_nan_and_infinity_pass_through(monkeypatch):
+    monkeypatch.setenv("SKINFAST_CONV2D", "tile128x64")
+    x = torch.ones(2, 8, 4, 4, device="cuda", dtype=torch.bfloat16)
+    x = x.contiguous(memory_format=torch.channels_last)
+    x[0, 0, 0, 0], x[1, 0, 3, 3] = float("nan"), float("inf")
+    weight = torch.ones(8, 8, 1, 1, device="cuda", dtype=torch.bfloat16)
+    output = conv2d_relu(x, weight.contiguous(memory_format=torch.channels_last).repeat(3, 1, 1, 1))
+    assert output[0, :, 0, 0].isnan().all() and output.isnan().sum() == 24
+    assert output[1, :, 3, 3].isinf().all() and output.isinf().sum() == 24
