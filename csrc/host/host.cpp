@@ -15,10 +15,8 @@ namespace {
 
 std::map<std::string, std::string> build_info() {
   return {
-      {"compiler", SKINFAST_BUILD_COMPILER},
-      {"cpu_instruction_sets", SKINFAST_BUILD_ISAS},
-      {"cuda", SKINFAST_BUILD_CUDA},
-      {"cutlass", SKINFAST_BUILD_CUTLASS},
+      {"compiler", SKINFAST_BUILD_COMPILER}, {"cpu_instruction_sets", SKINFAST_BUILD_ISAS},
+      {"cuda", SKINFAST_BUILD_CUDA},         {"cutlass", SKINFAST_BUILD_CUTLASS},
       {"torch", SKINFAST_BUILD_TORCH},
   };
 }
