@@ -214,22 +214,36 @@ class SyncBatchNorm(nn.SyncBatchNorm):
     torch's refuses the CPU, where ``CPUSyncBatchNorm`` does the same.
     """
 
-    def __init__(self, *args: Any, relu: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, relu: bool = False, pool: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.relu = relu
+        self.pool = pool
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         output = super().forward(input)
-        output = output if residual is None else output + residual
-        return F.relu(output) if self.relu else output
+        return _finished(output, residual, self.relu, self.pool)
+
+
+def _finished(
+    output: Tensor, residual: Tensor | None, relu: bool, pool: dict[str, Any] | None
+) -> Tensor:
+    """What a fused batch norm does behind the normalisation."""
+    output = output if residual is None else output + residual
+    output = F.relu(output) if relu else output
+    return output if pool is None else F.max_pool2d(output, **pool)
 
 
 class CPUSyncBatchNorm(_BatchNorm):
     """``SyncBatchNorm`` for the CPU, composed of PyTorch's functions."""
 
-    def __init__(self, *args: Any, relu: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, relu: bool = False, pool: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.relu = relu
+        self.pool = pool
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         self._check_input_dim(input)
@@ -238,8 +252,7 @@ class CPUSyncBatchNorm(_BatchNorm):
             output = self._normalize_together(input, statistics["momentum"])
         else:
             output = F.batch_norm(input, weight=self.weight, bias=self.bias, **statistics)
-        output = output if residual is None else output + residual
-        return F.relu(output) if self.relu else output
+        return _finished(output, residual, self.relu, self.pool)
 
     def _normalize_together(self, input: Tensor, momentum: float) -> Tensor:
         x = input if input.dtype == torch.float64 else input.float()
@@ -279,6 +292,10 @@ class _SumOverProcesses(torch.autograd.Function):
         return total
 
 
+#: The modules that normalise by the batch at hand alone.
+FUSED_BATCH_NORMS = (BatchNorm, BatchNormAddReLU, BatchNormReLUMaxPool2d)
+
+
 def convert_sync_batch_norm(model: nn.Module, device: torch.device | str) -> nn.Module:
     """Let every batch norm of this module within ``model`` normalise by all processes' batches.
 
@@ -294,14 +311,15 @@ def convert_sync_batch_norm(model: nn.Module, device: torch.device | str) -> nn.
     kind = CPUSyncBatchNorm if torch.device(device).type == "cpu" else SyncBatchNorm
     for parent in list(model.modules()):
         for name, norm in parent.named_children():
-            if isinstance(norm, (BatchNorm, BatchNormAddReLU)):
+            if isinstance(norm, FUSED_BATCH_NORMS):
                 twin = kind(
                     norm.num_features,
                     norm.eps,
                     norm.momentum,
                     norm.affine,
                     norm.track_running_stats,
-                    relu=isinstance(norm, BatchNormAddReLU) or norm.relu,
+                    relu=getattr(norm, "relu", True),
+                    pool=getattr(norm, "pool", None),
                 )
                 for key, tensor in [*norm.named_parameters(), *norm.named_buffers()]:
                     setattr(twin, key, tensor)

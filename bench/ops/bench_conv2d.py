@@ -1,7 +1,7 @@
 """conv2d: ResNet-50's convolutions in its late stages, and one that is left to PyTorch's."""
 
 from machine import Work
-from op_bench import MAPS, OpBench, values
+from op_bench import MAPS, Kernel, OpBench, values
 
 
 def arguments(dtype, n, c, side, k, r, stride):
@@ -30,4 +30,17 @@ BENCH = OpBench(
     arguments=arguments,
     work=work,
     layouts=MAPS,
+)
+
+KERNELS = (
+    Kernel(
+        "sum_slices_kernel",
+        "partial weight",
+        bytes=4,
+        operations=1,
+        units=8 * 9 * 512 * 512,
+        case="256x512x2x2 512 of 3x3",
+        shape=(256, 512, 2, 512, 3, 1),
+        direction="training",
+    ),
 )

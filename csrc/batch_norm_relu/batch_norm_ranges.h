@@ -4,6 +4,7 @@
 #include "batch_norm_relu/batch_norm_columns.h"
 
 namespace skinfast::SKINFAST_ISA {
+namespace {  // one copy for each file: see core/isa.h
 
 // Call body(i, column, count) for the pieces [i, i + count) of [begin, end) within one row each.
 template <typename Body>
@@ -88,4 +89,5 @@ void apply_backward_range(const BatchNormBackward& a, const G* grad_output, int6
   });
 }
 
+}  // namespace
 }  // namespace skinfast::SKINFAST_ISA

@@ -4,6 +4,7 @@
 #include "batch_norm_relu/batch_norm_columns.h"
 
 namespace skinfast::SKINFAST_ISA {
+namespace {  // one copy for each file: see core/isa.h
 
 // values[k] = the sum of values[k * group .. (k + 1) * group), in a fixed order.
 template <typename A>
@@ -92,4 +93,5 @@ void reduce_tile_backward(const BatchNormBackward& a, const Tile& tile, const G*
   }
 }
 
+}  // namespace
 }  // namespace skinfast::SKINFAST_ISA

@@ -8,6 +8,7 @@ namespace {
 // thread makes for all, is paid for, few enough that a batch feeds every multiprocessor.
 constexpr uint32_t kVectorsPerThread = 2;
 constexpr uint32_t kVectorsPerBlock = kVectorsPerThread * kThreads;
+constexpr uint32_t kBlocks = 132 * 16;  // see grid_for()
 
 // An index that names no image makes an image of NaN: the host does not wait to check it.
 template <typename T>
@@ -43,18 +44,16 @@ __device__ __forceinline__ Vector<T, kWidth> values_at(const ImageView<accumulat
   return values;
 }
 
-// Each block makes a part of one image at a time: `parts` to an image, `vectors` in an image.
+// A block makes the part blockIdx.x of an image of `vectors`, of one image after the other.
 template <typename T, int kWidth, BatchLayout kLayout>
-__global__ void __launch_bounds__(kThreads)
-    image_batch_kernel(ImageBatch call, T* output, int64_t* labels, uint32_t vectors,
-                       uint32_t parts) {
+__global__ void __launch_bounds__(kThreads, 4)  // left alone, ptxas spills to fit more
+    image_batch_kernel(ImageBatch call, T* output, int64_t* labels, uint32_t vectors) {
   using A = accumulate_t<T>;
   __shared__ ImageView<A> view;
   const uint32_t height = static_cast<uint32_t>(call.height);
   const uint32_t width = static_cast<uint32_t>(call.width);
-  for (int64_t job = blockIdx.x; job < call.batch * parts; job += gridDim.x) {
-    const int64_t b = job / parts;
-    const uint32_t part = static_cast<uint32_t>(job % parts);
+  const uint32_t part = blockIdx.x;
+  for (int64_t b = blockIdx.y; b < call.batch; b += gridDim.y) {
     if (threadIdx.x == 0) {
       view = image_view<A>(call, b);
       if (part == 0) labels[b] = image_label(call, b);
@@ -68,7 +67,7 @@ __global__ void __launch_bounds__(kThreads)
         image[i] = values_at<T, kWidth, kLayout>(view, height, width, i * kWidth);
       }
     }
-    __syncthreads();  // before the next job's view
+    __syncthreads();  // before the next image's view
   }
 }
 
@@ -77,12 +76,14 @@ void launch_kernel(const ImageBatch& call, const Tensor& output, const Tensor& l
   const uint32_t vectors = static_cast<uint32_t>(call.height * call.width * 3 / kWidth);
   // At least one, for the labels of images without pixels.
   const uint32_t parts = std::max(1u, (vectors + kVectorsPerBlock - 1) / kVectorsPerBlock);
+  const unsigned images_at_once =
+      std::min(grid_for(call.batch, 1).x, std::max(1u, kBlocks / parts));
   launch(call.layout == BatchLayout::kContiguous
              ? &image_batch_kernel<T, kWidth, BatchLayout::kContiguous>
              : &image_batch_kernel<T, kWidth, BatchLayout::kChannelsLast>,
-         grid_for(call.batch * parts, 1), kThreads, 0, current_stream(output), call,
+         dim3(parts, images_at_once), kThreads, 0, current_stream(output), call,
          static_cast<T*>(output.mutable_data_ptr()),
-         static_cast<int64_t*>(labels.mutable_data_ptr()), vectors, parts);
+         static_cast<int64_t*>(labels.mutable_data_ptr()), vectors);
 }
 
 std::tuple<Tensor, Tensor> image_batch_cuda(const Tensor& images, const Tensor& labels,

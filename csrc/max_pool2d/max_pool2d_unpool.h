@@ -6,6 +6,7 @@
 #include "max_pool2d/max_pool2d.h"
 
 namespace skinfast::SKINFAST_ISA {
+namespace {  // one copy for each file: see core/isa.h
 
 // Where each position lies from its window's origin, times `channels`. Bytes that are no position
 // of a window lead nowhere.
@@ -52,4 +53,5 @@ void unpool_pixels(const T* grad_output, const uint8_t* argmax, const MaxPool2dP
   }
 }
 
+}  // namespace
 }  // namespace skinfast::SKINFAST_ISA

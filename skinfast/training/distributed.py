@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from skinfast.data import CLASSES, DeviceBatches
 from skinfast.environment import started_with_others
 from skinfast.errors import SkinfastError
-from skinfast.nn import BatchNorm, BatchNormAddReLU
+from skinfast.nn import FUSED_BATCH_NORMS
 from skinfast.training.problem import choose_device
 from skinfast.training.step import Totals, TrainStep, autocast, logits_of
 
@@ -192,8 +192,7 @@ def part_of(images: int, rank: int, count: int, smallest: int = 1) -> slice:
 
 def smallest_part(model: nn.Module) -> int:
     """The fewest images that a process can learn from: 2, if it normalises them by themselves."""
-    alone = (BatchNorm, BatchNormAddReLU)
-    return 2 if any(isinstance(module, alone) for module in model.modules()) else 1
+    return 2 if any(isinstance(module, FUSED_BATCH_NORMS) for module in model.modules()) else 1
 
 
 @contextlib.contextmanager

@@ -191,12 +191,12 @@ def test_best_epoch_keeps_a_copy_of_the_first_best_and_stops_in_time():
 
 def test_run_stops_early_and_keeps_the_weights_of_its_best_epoch(config, tmp_path, monkeypatch):
     scores = iter([0.3, 0.6, 0.5, 0.4, 0.9, 0.9])
-    monkeypatch.setattr("skinfast.training.loop._validate", lambda model, problem: next(scores))
+    monkeypatch.setattr("skinfast.training.loop._validate", lambda *_: next(scores))
     config = dataclasses.replace(config, epochs=6, validation_fraction=0.2, patience=2)
     run = train(config, tmp_path / "run")
     lines = run.read_metrics(6)
     assert [line["validation_balanced_accuracy"] for line in lines] == [0.3, 0.6, 0.5, 0.4]
-    monkeypatch.setattr("skinfast.training.loop._validate", lambda model, problem: 0.5)
+    monkeypatch.setattr("skinfast.training.loop._validate", lambda *_: 0.5)
     shorter = train(dataclasses.replace(config, epochs=2, patience=0), tmp_path / "shorter")
     one, other = (
         run.load_checkpoint(config, prepare(config).fingerprint()) for run in (run, shorter)
