@@ -70,7 +70,8 @@ def _check_optimizer(steps: int = 100) -> Iterator[Check]:
                 b.grad = a.grad.clone()
             for optimizer in optimizers:
                 optimizer.step()
-        yield _compare("adam_", device, torch.float32, steps, ours, theirs, rtol=1e-6, atol=1e-8)
+        # A parameter that comes near zero keeps the rounding of when it was 1: up to 5.3e-8 seen.
+        yield _compare("adam_", device, torch.float32, steps, ours, theirs, rtol=1e-6, atol=1e-7)
 
 
 def _check_models() -> Iterator[Check]:
@@ -94,8 +95,18 @@ def _check_models() -> Iterator[Check]:
                 optimizer.step()
                 results.append([loss.detach(), *gradients, *model.state_dict().values()])
             ours, theirs = results
+            # With four images a channel's variance can be tiny, and batch norm magnifies rounding:
+            # PyTorch's own two layouts differ by 1.5e-11 of ResNet-50's largest gradient.
+            largest = max(1.0, *(float(value.abs().max()) for value in theirs))
             yield _compare(
-                f"{name} step", device, torch.float64, 1, ours, theirs, rtol=1e-6, atol=1e-9
+                f"{name} step",
+                device,
+                torch.float64,
+                1,
+                ours,
+                theirs,
+                rtol=1e-6,
+                atol=1e-10 * largest,
             )
 
 
