@@ -21,7 +21,7 @@ Tensor general_conv2d_cuda(const Tensor& x, const Tensor& weight, const std::opt
   std::array<StableIValue, 2> stack{torch::stable::detail::from(output)};
   if (residual) {
     stack[1] = torch::stable::detail::from(*residual);
-    return call_aten("skinfast::add_relu", "", stack.data());
+    return call_aten(SKINFAST_OP("add_relu"), "", stack.data());
   }
   return with_relu ? call_aten("aten::relu_", "", stack.data()) : output;
 }

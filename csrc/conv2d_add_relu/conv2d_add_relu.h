@@ -33,9 +33,9 @@ inline Tensor composed_conv2d_add_relu(const Tensor& x, const Tensor& weight,
                                     from(arguments.padding),
                                     from(arguments.dilation),
                                     from(arguments.groups)};
-  const Tensor sum = call_aten("skinfast::conv2d", "", stack.data());
+  const Tensor sum = call_aten(SKINFAST_OP("conv2d"), "", stack.data());
   std::array<StableIValue, 2> terms{from(sum), from(residual)};
-  return call_aten("skinfast::add_relu", "", terms.data());
+  return call_aten(SKINFAST_OP("add_relu"), "", terms.data());
 }
 
 // The gradients of input, weight and bias that are wanted, and that of the residual.
@@ -56,7 +56,7 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> composed_conv2d_add_relu_backw
                                      from(wanted[1]),
                                      from(wanted[2])};
   STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("skinfast::conv2d_backward", "", stack.data(), TORCH_ABI_VERSION));
+      torch_call_dispatcher(SKINFAST_OP("conv2d_backward"), "", stack.data(), TORCH_ABI_VERSION));
   const Tensor grad_x = to<Tensor>(stack[0]), grad_weight = to<Tensor>(stack[1]),
                grad_bias = to<Tensor>(stack[2]);
   return {grad_x, grad_weight, grad_bias, masked};

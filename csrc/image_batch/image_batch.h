@@ -57,7 +57,7 @@ template <typename A>
 SKINFAST_HOST_DEVICE ImageView<A> image_view(const ImageBatch& call, int64_t b) {
   ImageView<A> view{};
   const int64_t index = image_index(call, b);
-  if (index < 0) return view;
+  if (index < 0 || call.height == 0 || call.width == 0) return view;
   const uint64_t draw = static_cast<uint64_t>(call.draws[call.clock[1] + b]);
   const auto words = [&](uint32_t block) {
     return philox({static_cast<uint32_t>(draw), static_cast<uint32_t>(draw >> 32),
