@@ -22,6 +22,7 @@ LAST = torch.channels_last
 KERNELS = {"cudnn": 0, "tile128x128": 1, "tile128x64": 2}
 OPERATIONS = ("kForward", "kForwardReLU", "kForwardAddReLU", "kInputGradient", "kWeightGradient")
 SOURCES = [
+    CSRC / "add_relu" / "add_relu_cuda.cu",
     CSRC / "conv2d" / "conv2d_cuda.cu",
     CSRC / "conv2d_relu" / "conv2d_relu_cuda.cu",
     CSRC / "conv2d_add_relu" / "conv2d_add_relu_cuda.cu",
