@@ -165,11 +165,17 @@ class _Recording:
             for node in self._graph.find_nodes(op="get_attr"):
                 last = _last_read(node, places, but=adam)
                 last_reads[node.target] = max(last, last_reads.get(node.target, 0))
-            parameters, grads, *_, copies = adam.args
-            # One may change behind its gradient and behind all that reads it or its copy.
+            parameters, *_, copies = adam.args
+            # One may change behind its gradient and behind all that reads it or its copy; and what
+            # the update takes must be there.
+            lists = [nodes for nodes in adam.args if nodes]
             ready = [
-                max(places[grad], last_reads[parameter.target], last_reads[copy.target])
-                for parameter, grad, copy in zip(parameters, grads, copies, strict=True)
+                max(
+                    last_reads[parameter.target],
+                    last_reads[copies[i].target],
+                    *(places[taken[i]] for taken in lists),
+                )
+                for i, parameter in enumerate(parameters)
             ]
             part: list[int] = []
             for i in sorted(range(len(parameters)), key=ready.__getitem__):

@@ -77,3 +77,12 @@ def test_updates_are_alike(problem):
     updates = {"ours": Update(problem, True, False)}
     updates |= {str(fused): partial(Update, problem, False, fused)() for fused in (False, True)}
     assert_same_updates(updates)
+
+
+def test_the_update_of_a_large_model_is_made_in_parts(monkeypatch):
+    """Its gradients are inputs, there before the parameters are."""
+    monkeypatch.setattr("skinfast.training.capture._UPDATE_BYTES", 2**12)
+    config = TrainConfig(model="cnn", data="synthetic", image_size=32, device="cpu")
+    problem = prepare(config)
+    updates = {"ours": Update(problem, True, False), "PyTorch's": Update(problem, False, True)}
+    assert_same_updates(updates)
