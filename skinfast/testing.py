@@ -155,7 +155,8 @@ def assert_parity(module: ModuleType, name: str, sample: SampleInput, dtype: tor
             )
         return
     exact = outputs_and_gradients(module.reference, to_dtype(sample, torch.float64))
-    factor = getattr(module, "LOW_PRECISION_FACTOR", LOW_PRECISION_FACTOR)
+    factors = getattr(module, "LOW_PRECISION_FACTORS", {})
+    factor = factors.get(dtype, LOW_PRECISION_FACTOR)
     for key, value in actual.items():
         assert value.dtype == expected[key].dtype, f"{key} is {value.dtype}"
         assert value.shape == expected[key].shape, f"{key} has shape {tuple(value.shape)}"
