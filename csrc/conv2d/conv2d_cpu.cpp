@@ -60,6 +60,7 @@ void scatter_patches(DType dtype, const PatchConv2d& conv, const void* grad_patc
 #ifdef SKINFAST_HOST_CODE
 #include <algorithm>
 
+#include "conv2d/conv2d_tiles_host.h"
 #include "core/parallel.h"
 
 namespace skinfast {
@@ -99,6 +100,9 @@ struct Products {
   bool is_cropped(const Tensor& weight) const {
     return conv.R != weight.size(2) || conv.S != weight.size(3);
   }
+  TileProducts on_tiles(const Tensor& weight) const {
+    return {conv, r.begin, s.begin, weight.size(2), weight.size(3)};
+  }
   // The taps in use, [K, R * S * C].
   Tensor weight_rows(const Tensor& weight) const {
     return torch::stable::reshape(permute(used_taps(weight), {0, 2, 3, 1}), {conv.K, -1});
@@ -118,6 +122,28 @@ struct Products {
     });
     return result;
   }
+  void input_gradient(const Tensor& grad_output, const Tensor& weight, const Tensor& grad_x) const {
+    const Tensor grad_rows = rows_of(grad_output, conv.K), rows = weight_rows(weight);
+    if (conv.is_pointwise()) return multiply_into(rows_of(grad_x, conv.C), grad_rows, rows);
+    const Tensor grad_patches = torch::stable::matmul(grad_rows, rows);
+    const auto kernel = SKINFAST_KERNEL(scatter_patches);
+    parallel_for(conv.N * conv.H * conv.W, kElementGrain / conv.patch() + 1,
+                 [&](int64_t begin, int64_t end) {
+                   kernel(dtype_of(grad_x), conv, grad_patches.const_data_ptr(),
+                          grad_x.mutable_data_ptr(), begin, end);
+                 });
+  }
+  // Into the taps in use.
+  void weight_gradient(const Tensor& grad_output, const Tensor& x,
+                       const Tensor& grad_weight) const {
+    const Tensor grad_rows = transposed(rows_of(grad_output, conv.K));
+    if (!is_cropped(grad_weight)) {
+      return multiply_into(weight_rows(grad_weight), grad_rows, patches(x));
+    }
+    Tensor used = permute(used_taps(grad_weight), {0, 2, 3, 1});
+    torch::stable::copy_(used, torch::stable::reshape(torch::stable::matmul(grad_rows, patches(x)),
+                                                      {conv.K, conv.R, conv.S, conv.C}));
+  }
 };
 
 // Whether the sizes make products the faster way; measured, see docs/performance.md. oneDNN's
@@ -129,6 +155,17 @@ bool prefer_products(const PatchConv2d& conv, DType dtype) {
   if (conv.C < 16) return false;
   if (conv.R * conv.S == 1) return narrow || conv.rows() <= (is_intel ? 4096 : 256);
   return conv.P * conv.Q <= (narrow ? 16 : 4);
+}
+
+// How to compute a convolution or one of its gradients.
+enum class Way { kAten, kProducts, kTiles };
+
+// `rows` are those of the result, or of what is summed over for the gradient of the weight. On
+// larger maps oneDNN's direct convolution is as fast as tiles, which have numbers to take apart.
+Way way_of(const PatchConv2d& conv, DType dtype, int64_t rows) {
+  constexpr int64_t kMostRows = 4096;  // measured, see docs/performance.md
+  if (rows <= kMostRows && TileProducts::can(conv, dtype)) return Way::kTiles;
+  return prefer_products(conv, dtype) ? Way::kProducts : Way::kAten;
 }
 
 std::optional<Products> as_products(const Tensor& x, const Tensor& weight,
@@ -155,7 +192,7 @@ std::optional<Products> as_products(const Tensor& x, const Tensor& weight,
                          shape[3] == 1 ? 1 : arguments.stride[1],
                          arguments.padding[0] - r.begin,
                          arguments.padding[1] - s.begin};
-  if (conv.R <= 0 || conv.S <= 0 || !prefer_products(conv, dtype_of(x))) return std::nullopt;
+  if (conv.R <= 0 || conv.S <= 0) return std::nullopt;
   return Products{conv, r, s};
 }
 
@@ -167,11 +204,17 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Ten
   const MemoryFormat layout = conv2d_layout(x, weight);
   const Tensor dense_x = dense(x, layout);
   const auto products = as_products(dense_x, weight, shape, arguments);
-  if (!products || bias) return aten_conv2d(x, weight, bias, arguments);
+  const Way way =
+      products && !bias ? way_of(products->conv, dtype_of(x), products->conv.rows()) : Way::kAten;
+  if (way == Way::kAten) return aten_conv2d(x, weight, bias, arguments);
 
   Tensor output = empty_in(x, shape, layout);
-  multiply_into(rows_of(output, shape[1]), products->patches(dense_x),
-                transposed(products->weight_rows(weight)));
+  if (way == Way::kTiles) {
+    products->on_tiles(weight).forward(dense_x, weight, output);
+  } else {
+    multiply_into(rows_of(output, shape[1]), products->patches(dense_x),
+                  transposed(products->weight_rows(weight)));
+  }
   return output;
 }
 
@@ -188,42 +231,36 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   const MemoryFormat layout = conv2d_layout(x, weight);
   const Tensor dense_x = dense(x, layout);
   const auto products = as_products(dense_x, weight, shape, arguments);
-  if (!products || want_bias) {
-    return aten_conv2d_backward(grad_output, x, weight, arguments,
-                                {want_input, want_weight, want_bias});
+  Way input_way = Way::kAten, weight_way = Way::kAten;
+  if (products && !want_bias) {
+    const PatchConv2d& conv = products->conv;
+    // Behind a 1x1 kernel only the pixels that it touched have a gradient.
+    const int64_t rows = conv.R * conv.S == 1 ? conv.rows() : conv.N * conv.H * conv.W;
+    input_way = way_of(conv, dtype_of(x), rows);
+    weight_way = way_of(conv, dtype_of(x), conv.rows());
   }
-  const PatchConv2d& conv = products->conv;
-  const Tensor grad_rows = rows_of(dense(grad_output, layout), conv.K);
-  Tensor grad_x = no_tensor(x), grad_weight = no_tensor(x);
-  if (want_input) {
+  auto [grad_x, grad_weight, grad_bias] = aten_conv2d_backward(
+      grad_output, x, weight, arguments,
+      {want_input && input_way == Way::kAten, want_weight && weight_way == Way::kAten, want_bias});
+  const Tensor dense_grad = dense(grad_output, layout);
+  if (want_input && input_way != Way::kAten) {
     grad_x = empty_in(x, shape_of(x), layout);
-    const Tensor weight_rows = products->weight_rows(weight);
-    if (conv.is_pointwise()) {
-      multiply_into(rows_of(grad_x, conv.C), grad_rows, weight_rows);
+    if (input_way == Way::kTiles) {
+      products->on_tiles(weight).input_gradient(dense_grad, weight, grad_x);
     } else {
-      const Tensor grad_patches = torch::stable::matmul(grad_rows, weight_rows);
-      const auto kernel = SKINFAST_KERNEL(scatter_patches);
-      parallel_for(conv.N * conv.H * conv.W, kElementGrain / conv.patch() + 1,
-                   [&](int64_t begin, int64_t end) {
-                     kernel(dtype_of(x), conv, grad_patches.const_data_ptr(),
-                            grad_x.mutable_data_ptr(), begin, end);
-                   });
+      products->input_gradient(dense_grad, weight, grad_x);
     }
   }
-  if (want_weight) {
+  if (want_weight && weight_way != Way::kAten) {
     grad_weight = empty_in(weight, shape_of(weight), layout_of(weight));
-    const Tensor patches = products->patches(dense_x);
-    if (products->is_cropped(weight)) {
-      torch::stable::zero_(grad_weight);
-      Tensor used = permute(products->used_taps(grad_weight), {0, 2, 3, 1});
-      torch::stable::copy_(
-          used, torch::stable::reshape(torch::stable::matmul(transposed(grad_rows), patches),
-                                       {conv.K, conv.R, conv.S, conv.C}));
+    if (products->is_cropped(weight)) torch::stable::zero_(grad_weight);
+    if (weight_way == Way::kTiles) {
+      products->on_tiles(weight).weight_gradient(dense_grad, dense_x, grad_weight);
     } else {
-      multiply_into(products->weight_rows(grad_weight), transposed(grad_rows), patches);
+      products->weight_gradient(dense_grad, dense_x, grad_weight);
     }
   }
-  return {grad_x, grad_weight, no_tensor(x)};
+  return {grad_x, grad_weight, grad_bias};
 }
 
 }  // namespace

@@ -102,6 +102,7 @@ inline std::tuple<Tensor, Tensor, Tensor> aten_conv2d_backward(const Tensor& gra
                                                                const std::array<bool, 3>& wanted) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
+  if (!wanted[0] && !wanted[1] && !wanted[2]) return {no_tensor(x), no_tensor(x), no_tensor(x)};
   const MemoryFormat layout = conv2d_layout(x, weight);
   const std::vector<int64_t> no_output_padding{0, 0};
   const std::optional<std::vector<int64_t>> bias_shape{{weight.size(0)}};

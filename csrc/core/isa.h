@@ -10,7 +10,8 @@
 
 namespace skinfast {
 
-enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
+// kAmxBf16 is kAvx512Bf16, its kernels too, on a CPU that also has bfloat16 tiles.
+enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmxBf16 };
 
 // The best instruction set that was compiled in and that this CPU and its system support, or the
 // lower one that the environment variable SKINFAST_CPU_ISA names.
@@ -36,7 +37,7 @@ const char* isa_name(Isa isa);
   }
 // A pointer to the kernel for this CPU.
 #define SKINFAST_KERNEL(name)                                                             \
-  (::skinfast::cpu_isa() == ::skinfast::Isa::kAvx512Bf16 ? &::skinfast::avx512_bf16::name \
+  (::skinfast::cpu_isa() >= ::skinfast::Isa::kAvx512Bf16 ? &::skinfast::avx512_bf16::name \
    : ::skinfast::cpu_isa() == ::skinfast::Isa::kAvx512   ? &::skinfast::avx512::name      \
    : ::skinfast::cpu_isa() == ::skinfast::Isa::kAvx2     ? &::skinfast::avx2::name        \
                                                          : &::skinfast::baseline::name)

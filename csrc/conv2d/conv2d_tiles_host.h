@@ -1,0 +1,125 @@
+// A convolution and its gradients as sums over taps on tiles: sizes, tasks, threads.
+#pragma once
+
+#include <algorithm>
+
+#include "conv2d/conv2d.h"
+#include "conv2d/conv2d_tiles.h"
+#include "core/parallel.h"
+#include "core/scratch.h"
+
+namespace skinfast {
+
+// The convolution of `conv`, whose kernel is the taps from (first_r, first_s) on of [kernel_r,
+// kernel_s].
+struct TileProducts {
+  PatchConv2d conv;
+  int64_t first_r, first_s, kernel_r, kernel_s;
+
+  // Tiles have no half panels; and more taps would only be more code.
+  static bool can(const PatchConv2d& conv, DType dtype) {
+    return cpu_isa() == Isa::kAmxBf16 && dtype == DType::kFloat && conv.C % kTilePanel == 0 &&
+           conv.K % kTilePanel == 0 && conv.R * conv.S <= TileConv2d::kMaxTaps;
+  }
+
+  void forward(const Tensor& x, const Tensor& weight, const Tensor& output) const {
+    const TileTarget target{conv.P, conv.Q, 1, 1, 0, 0, conv.K};
+    run(sum_of_patches(), target, conv.K, SKINFAST_KERNEL(tile_conv2d), x, weight, output);
+  }
+
+  void input_gradient(const Tensor& grad_output, const Tensor& weight, Tensor grad_x) const {
+    // Pixels a stride apart have the same taps above them, or none.
+    if (conv.R < conv.stride_h || conv.S < conv.stride_w) torch::stable::zero_(grad_x);
+    for (int64_t h = 0; h < std::min(conv.stride_h, conv.H); ++h) {
+      for (int64_t w = 0; w < std::min(conv.stride_w, conv.W); ++w) {
+        TileConv2d sum{conv.N,
+                       conv.P,
+                       conv.Q,
+                       conv.K,
+                       (conv.H - h + conv.stride_h - 1) / conv.stride_h,
+                       (conv.W - w + conv.stride_w - 1) / conv.stride_w,
+                       1,
+                       1,
+                       kernel_r * kernel_s * conv.C,
+                       0,
+                       {}};
+        for (int64_t r = 0; r < conv.R; ++r) {
+          for (int64_t s = 0; s < conv.S; ++s) {
+            const int64_t down = h + conv.pad_h - r, right = w + conv.pad_w - s;
+            if (down % conv.stride_h != 0 || right % conv.stride_w != 0) continue;
+            sum.tap[sum.taps++] = {down / conv.stride_h, right / conv.stride_w, weights_at(r, s)};
+          }
+        }
+        const TileTarget target{conv.H, conv.W, conv.stride_h, conv.stride_w, h, w, conv.C};
+        run(sum, target, conv.C, SKINFAST_KERNEL(tile_input_gradient), grad_output, weight, grad_x);
+      }
+    }
+  }
+
+  void weight_gradient(const Tensor& grad_output, const Tensor& x,
+                       const Tensor& grad_weight) const {
+    const TileConv2d sum = sum_of_patches();
+    const auto kernel = SKINFAST_KERNEL(tile_weight_gradient);
+    in_ranges(conv.K / kTilePanel, sum.taps * conv.C / kTilePanel, [&](const TileRange& range) {
+      kernel(sum, conv.K, range, pointer(grad_output), pointer(x), mutable_pointer(grad_weight),
+             thread_scratch(kTileScratch));
+    });
+  }
+
+ private:
+  static const float* pointer(const Tensor& tensor) {
+    return static_cast<const float*>(tensor.const_data_ptr());
+  }
+  static float* mutable_pointer(const Tensor& tensor) {
+    return static_cast<float*>(tensor.mutable_data_ptr());
+  }
+
+  int64_t weights_at(int64_t r, int64_t s) const {
+    return ((first_r + r) * kernel_s + first_s + s) * conv.C;
+  }
+
+  TileConv2d sum_of_patches() const {
+    TileConv2d sum{conv.N,
+                   conv.H,
+                   conv.W,
+                   conv.C,
+                   conv.P,
+                   conv.Q,
+                   conv.stride_h,
+                   conv.stride_w,
+                   kernel_r * kernel_s * conv.C,
+                   0,
+                   {}};
+    for (int64_t r = 0; r < conv.R; ++r) {
+      for (int64_t s = 0; s < conv.S; ++s) {
+        sum.tap[sum.taps++] = {r - conv.pad_h, s - conv.pad_w, weights_at(r, s)};
+      }
+    }
+    return sum;
+  }
+
+  template <typename Kernel>
+  static void run(const TileConv2d& sum, const TileTarget& target, int64_t columns, Kernel kernel,
+                  const Tensor& map, const Tensor& weight, const Tensor& result) {
+    in_ranges((sum.rows() + kTilePanel - 1) / kTilePanel, columns / kTilePanel,
+              [&](const TileRange& range) {
+                kernel(sum, target, range, pointer(map), pointer(weight), mutable_pointer(result),
+                       thread_scratch(kTileScratch));
+              });
+  }
+
+  // Threads divide the rows or the columns, whichever leaves less to be packed by each of them;
+  // packing a number of the right operand takes twice as long.
+  template <typename Task>
+  static void in_ranges(int64_t rows, int64_t columns, const Task& task) {
+    if (rows >= 2 * columns) {
+      parallel_for(rows, 1,
+                   [&](int64_t begin, int64_t end) { task(TileRange{begin, end, 0, columns}); });
+    } else {
+      parallel_for(columns, 1,
+                   [&](int64_t begin, int64_t end) { task(TileRange{0, rows, begin, end}); });
+    }
+  }
+};
+
+}  // namespace skinfast
