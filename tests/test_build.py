@@ -44,7 +44,7 @@ def test_unusable_build_settings_are_refused_in_one_line(environment, message):
     assert message in line
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512_bf16"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512_bf16", "amx_bf16"])
 def test_every_instruction_set_gives_the_results_of_pytorch(isa):
     """Parity of all ops with the kernels of a lower instruction set, in a process of its own."""
     from skinfast import _host

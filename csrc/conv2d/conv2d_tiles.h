@@ -49,11 +49,12 @@ struct TileRange {
   int64_t row_begin, row_end, column_begin, column_end;
 };
 
-// Bytes of a task's scratch, which begins at a cache line.
 constexpr int64_t kTileDepth = 512;  // summed over at a time
 constexpr int64_t kTileRows = 256;   // packed at a time
+constexpr int64_t kTileColumns = 128;
+// Bytes of a task's scratch, which begins at a cache line: both operands and one panel's result.
 constexpr int64_t kTileScratch =
-    6 * kTileDepth * (kTileRows + kTilePanel) + 4 * kTilePanel * kTilePanel;
+    6 * kTileDepth * (kTileRows + kTileColumns) + 4 * kTilePanel * kTilePanel;
 
 // CPU kernels; they exist where tiles do.
 // result = map * weight, summed over a tap's channels, [filter, tap, channel]: the convolution.

@@ -141,13 +141,19 @@ struct GridPanel {
   int64_t n[kTilePanel], i[kTilePanel], j[kTilePanel];
   int64_t count;
 
-  GridPanel(const TileConv2d& conv, int64_t first) {
-    count = conv.rows() - first < kTilePanel ? conv.rows() - first : kTilePanel;
+  GridPanel(const TileConv2d& conv, int64_t first)
+      : count(smaller(conv.rows() - first, kTilePanel)) {
+    int64_t image = first / (conv.I * conv.J), down = first / conv.J % conv.I,
+            right = first % conv.J;
     for (int64_t k = 0; k < count; ++k) {
-      const int64_t row = first + k;
-      n[k] = row / (conv.I * conv.J);
-      i[k] = row / conv.J % conv.I;
-      j[k] = row % conv.J;
+      n[k] = image;
+      i[k] = down;
+      j[k] = right;
+      if (++right < conv.J) continue;  // a division takes longer than a row
+      right = 0;
+      if (++down < conv.I) continue;
+      down = 0;
+      ++image;
     }
   }
   // The pixels under a tap; null in the padding.
@@ -193,6 +199,9 @@ void pack_pixels(const TileConv2d& conv, const float* map, const GridPanel& pane
   }
 }
 
+// Panels of weights packed together: those of one panel are a cache line or two of every page.
+constexpr int64_t kColumns = kTileColumns / kTilePanel;
+
 struct Scratch {
   uint32_t *left, *right;
   float* corner;
@@ -200,7 +209,7 @@ struct Scratch {
   explicit Scratch(void* memory) {
     left = static_cast<uint32_t*>(memory);
     right = left + kTileRows / kTilePanel * kBlocks * kPanelBlock;
-    corner = reinterpret_cast<float*>(right + kBlocks * kPanelBlock);
+    corner = reinterpret_cast<float*>(right + kColumns * kBlocks * kPanelBlock);
   }
 };
 
@@ -246,16 +255,22 @@ void multiply_grid(const TileConv2d& conv, const TileTarget& target, const TileR
         pack_pixels(conv, map, GridPanel(conv, (row + p) * kTilePanel), first, blocks,
                     scratch.left + p * kBlocks * kPanelBlock);
       }
-      for (int64_t column = range.column_begin; column < range.column_end; ++column) {
+      for (int64_t column = range.column_begin; column < range.column_end; column += kColumns) {
+        const int64_t columns = smaller(kColumns, range.column_end - column);
         for (int64_t k = 0; k < blocks; ++k) {
-          pack_right(static_cast<int>((first + k) / channel_blocks),
-                     (first + k) % channel_blocks * kTilePanel, column * kTilePanel,
-                     scratch.right + k * kPanelBlock);
+          for (int64_t c = 0; c < columns; ++c) {
+            pack_right(static_cast<int>((first + k) / channel_blocks),
+                       (first + k) % channel_blocks * kTilePanel, (column + c) * kTilePanel,
+                       scratch.right + (c * kBlocks + k) * kPanelBlock);
+          }
         }
-        for (int64_t p = 0; p < panels; ++p) {
-          multiply_rows(conv, target, (row + p) * kTilePanel, column * kTilePanel,
-                        scratch.left + p * kBlocks * kPanelBlock, scratch.right, blocks, first > 0,
-                        result, scratch.corner);
+        for (int64_t c = 0; c < columns; ++c) {
+          for (int64_t p = 0; p < panels; ++p) {
+            multiply_rows(conv, target, (row + p) * kTilePanel, (column + c) * kTilePanel,
+                          scratch.left + p * kBlocks * kPanelBlock,
+                          scratch.right + c * kBlocks * kPanelBlock, blocks, first > 0, result,
+                          scratch.corner);
+          }
         }
       }
     }
@@ -304,7 +319,8 @@ void tile_weight_gradient(const TileConv2d& conv, int64_t filters, const TileRan
     for (int64_t first = 0; first < conv.rows(); first += kTileDepth) {
       const int64_t blocks =
           (smaller(kTileDepth, conv.rows() - first) + kTilePanel - 1) / kTilePanel;
-      const float *pixels[kTilePanel], *rows[kTilePanel];
+      const float *pixels[kBlocks][kTilePanel], *rows[kTilePanel];
+      int tap_of_pixels = -1;
       for (int64_t k = 0; k < blocks; ++k) {
         for (int64_t p = 0; p < panels; ++p) {
           for (int64_t i = 0; i < kTilePanel; ++i) {
@@ -319,10 +335,13 @@ void tile_weight_gradient(const TileConv2d& conv, int64_t filters, const TileRan
         const int tap = static_cast<int>(column / channel_panels);
         const int64_t channel = column % channel_panels * kTilePanel;
         for (int64_t k = 0; k < blocks; ++k) {
-          GridPanel(conv, first + k * kTilePanel).pixels(conv, tap, map, pixels);
-          at_channel(pixels, channel, rows);
+          if (tap != tap_of_pixels) {
+            GridPanel(conv, first + k * kTilePanel).pixels(conv, tap, map, pixels[k]);
+          }
+          at_channel(pixels[k], channel, rows);
           pack_across<false>(rows, scratch.right + k * kPanelBlock);
         }
+        tap_of_pixels = tap;
         for (int64_t p = 0; p < panels; ++p) {
           multiply_panels(scratch.left + p * kBlocks * kPanelBlock, scratch.right, blocks,
                           grad_weight + (filter + p) * kTilePanel * conv.filter_stride +

@@ -28,16 +28,21 @@ struct TileProducts {
   }
 
   void input_gradient(const Tensor& grad_output, const Tensor& weight, Tensor grad_x) const {
-    // Pixels a stride apart have the same taps above them, or none.
-    if (conv.R < conv.stride_h || conv.S < conv.stride_w) torch::stable::zero_(grad_x);
-    for (int64_t h = 0; h < std::min(conv.stride_h, conv.H); ++h) {
-      for (int64_t w = 0; w < std::min(conv.stride_w, conv.W); ++w) {
+    // Behind the last tap, and between the taps of a kernel shorter than its stride, is nothing.
+    const int64_t bottom = std::min(conv.H, (conv.P - 1) * conv.stride_h + conv.R - conv.pad_h);
+    const int64_t right = std::min(conv.W, (conv.Q - 1) * conv.stride_w + conv.S - conv.pad_w);
+    if (bottom < conv.H || right < conv.W || conv.R < conv.stride_h || conv.S < conv.stride_w) {
+      torch::stable::zero_(grad_x);
+    }
+    // Pixels a stride apart have the same taps above them.
+    for (int64_t h = 0; h < std::min(conv.stride_h, bottom); ++h) {
+      for (int64_t w = 0; w < std::min(conv.stride_w, right); ++w) {
         TileConv2d sum{conv.N,
                        conv.P,
                        conv.Q,
                        conv.K,
-                       (conv.H - h + conv.stride_h - 1) / conv.stride_h,
-                       (conv.W - w + conv.stride_w - 1) / conv.stride_w,
+                       (bottom - h + conv.stride_h - 1) / conv.stride_h,
+                       (right - w + conv.stride_w - 1) / conv.stride_w,
                        1,
                        1,
                        kernel_r * kernel_s * conv.C,
@@ -45,9 +50,9 @@ struct TileProducts {
                        {}};
         for (int64_t r = 0; r < conv.R; ++r) {
           for (int64_t s = 0; s < conv.S; ++s) {
-            const int64_t down = h + conv.pad_h - r, right = w + conv.pad_w - s;
-            if (down % conv.stride_h != 0 || right % conv.stride_w != 0) continue;
-            sum.tap[sum.taps++] = {down / conv.stride_h, right / conv.stride_w, weights_at(r, s)};
+            const int64_t p = h + conv.pad_h - r, q = w + conv.pad_w - s;
+            if (p % conv.stride_h != 0 || q % conv.stride_w != 0) continue;
+            sum.tap[sum.taps++] = {p / conv.stride_h, q / conv.stride_w, weights_at(r, s)};
           }
         }
         const TileTarget target{conv.H, conv.W, conv.stride_h, conv.stride_w, h, w, conv.C};

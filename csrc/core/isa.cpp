@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#if defined(SKINFAST_X86_KERNELS) && defined(__linux__)
+#if defined(SKINFAST_TILES) && defined(__linux__)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -15,7 +15,7 @@ namespace {
 // Whether the CPU has bfloat16 tiles and Linux lets this process use them: they are large, so a
 // process has to ask.
 bool has_tiles() {
-#if defined(SKINFAST_X86_KERNELS) && defined(__linux__)
+#if defined(SKINFAST_TILES) && defined(__linux__)
   constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kBf16) || !(d & kTile)) return false;
