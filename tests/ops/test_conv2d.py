@@ -36,8 +36,8 @@ def test_layouts_of_output_and_gradients(side):
 
 @pytest.mark.parametrize(("channels", "side", "kernel"), [(256, 4, 3), (512, 2, 3), (1024, 4, 1)])
 def test_float32_is_as_accurate_as_pytorch(channels, side, kernel):
-    """On tiles as elsewhere: the sums are of parts of the numbers, their errors float32's. MKL's and
-    oneDNN's differ from each other by up to 2.2 times."""
+    """On tiles as elsewhere: sums of parts of the numbers, with the errors of float32. MKL and
+    oneDNN differ from each other by up to 2.2 times."""
     generator = torch.Generator().manual_seed(0)
     x, weight, grad = (
         torch.randn(shape, generator=generator).to(memory_format=LAST)
