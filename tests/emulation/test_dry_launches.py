@@ -82,6 +82,18 @@ def test_max_pool2d(launches, layout):
     assert launches(lambda: ops.max_pool2d_backward(output, argmax, x.shape, *window, last)) == 1
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(2**17 + 1, 4096, 2, 2), (1025, 8, 512, 512)])
+def test_global_average_pool2d(launches, layout, size):
+    x = untouched(*size, layout=layout)
+    assert x.numel() > 2**31
+    result = []
+    assert launches(lambda: result.append(ops.global_average_pool2d(x))) == 1
+    last = layout == torch.channels_last
+    backward = ops.global_average_pool2d_backward
+    assert launches(lambda: backward(result[0], x.shape, last)) == 1
+
+
 def test_cross_entropy(launches):
     logits = untouched(MANY // 4, 4)
     target = untouched(MANY // 4, dtype=torch.int64)
