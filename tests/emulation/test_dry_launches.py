@@ -123,6 +123,16 @@ def test_global_average_pool2d(launches, layout, size):
     assert launches(lambda: backward(result[0], x.shape, last)) == 1
 
 
+@pytest.mark.parametrize(
+    ("rows", "classes", "count"),
+    [(0, 7, 1), (64, 7, 1), (1024, 16, 1), (1025, 7, 2), (64, 17, 2), (8, 1000, 1)],
+)
+def test_the_cross_entropy_of_a_batch_is_one_launch(launches, rows, classes, count):
+    logits = untouched(rows, classes, dtype=torch.float32)
+    target = untouched(rows, dtype=torch.int64)
+    assert launches(lambda: ops.cross_entropy(logits, target, None, -100, 1, 0.0)) == count
+
+
 def test_cross_entropy(launches):
     logits = untouched(MANY // 4, 4)
     target = untouched(MANY // 4, dtype=torch.int64)
