@@ -71,21 +71,28 @@ void average_channels_last(const T* x, T* output, const GlobalAveragePool2dParam
 
 // The lanes of a vector are pixels of one map; what is left over is added last.
 template <typename T>
-void average_contiguous(const T* x, T* output, const GlobalAveragePool2dParams& p, int64_t begin,
-                        int64_t end) {
+SKINFAST_HOST_DEVICE accumulate_t<T> sum_map(const T* map, int64_t pixels) {
   using A = accumulate_t<T>;
-  using V = vector_t<A>;
-  for (int64_t i = begin; i < end; ++i) {
-    const T* map = x + i * p.pixels;
-    const int64_t whole = p.pixels / kLanes<A> * kLanes<A>;
-    V lanes{};
+  const int64_t whole = pixels / kLanes<A> * kLanes<A>;
+  A sum = 0;
+  if (whole > 0) {
+    vector_t<A> lanes{};
     for (int64_t k = 0; k < whole; k += kLanes<A>) lanes += load_vector(map + k);
     for (int half = kLanes<A> / 2; half > 0; half /= 2) {
       for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
     }
-    A sum = lanes[0];
-    for (int64_t k = whole; k < p.pixels; ++k) sum += load(map[k]);
-    output[i] = store<T>(share_of(sum, static_cast<A>(p.pixels)));
+    sum = lanes[0];
+  }
+  for (int64_t k = whole; k < pixels; ++k) sum += load(map[k]);
+  return sum;
+}
+
+template <typename T>
+void average_contiguous(const T* x, T* output, const GlobalAveragePool2dParams& p, int64_t begin,
+                        int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    const accumulate_t<T> sum = sum_map(x + i * p.pixels, p.pixels);
+    output[i] = store<T>(share_of(sum, static_cast<accumulate_t<T>>(p.pixels)));
   }
 }
 
