@@ -95,6 +95,10 @@ STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
       "Tensor mean, Tensor variance, Tensor? weight, bool training, float eps, int[] kernel_size, "
       "int[] stride, int[] padding, int[] dilation, bool ceil_mode, bool needs_grad_x) "
       "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
+  m.def("global_average_pool2d(Tensor x) -> Tensor");
+  m.def(
+      "global_average_pool2d_backward(Tensor grad_output, SymInt[] input_size, "
+      "bool channels_last) -> Tensor");
   m.def(
       "cross_entropy(Tensor input, Tensor target, Tensor? weight, int ignore_index, "
       "int reduction, float label_smoothing) "

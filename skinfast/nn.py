@@ -342,6 +342,17 @@ class MaxPool2d(nn.MaxPool2d):
         )
 
 
+class GlobalAveragePool2d(nn.Module):
+    """The mean of every map, ``torch.nn.AdaptiveAvgPool2d(1)`` and ``Flatten``: to ``[N, C]``."""
+
+    def __init__(self, backend: str = "skinfast") -> None:
+        super().__init__()
+        self._function = op("global_average_pool2d", backend)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._function(input)
+
+
 class CrossEntropyLoss(nn.CrossEntropyLoss):
     """``torch.nn.CrossEntropyLoss`` for class indices: ``[N, C]`` and ``[N]``."""
 

@@ -56,6 +56,7 @@ def test_no_batch_norm_is_computed_and_residuals_are_fused():
         "conv2d": 4,
         "conv2d_relu": 33,
         "conv2d_add_relu": 16,
+        "global_average_pool2d": 1,
         "max_pool2d": 1,
     }
 

@@ -26,8 +26,9 @@ def main() -> int:
         print("ncu (Nsight Compute) was not found; it is part of the CUDA toolkit")
         return NOT_POSSIBLE
     names = costliest(json.loads(options.times.read_text())["kernels"])
-    command = [program, "--csv", "--metrics", ",".join(NCU_METRICS)]
-    command += ["--kernel-name", f"regex:^({'|'.join(names)})$", "--clock-control", "none"]
+    command = [program, "--csv", "--print-units", "base", "--metrics", ",".join(NCU_METRICS)]
+    # Whole words, so that a name fits whether or not ncu puts its namespace before it.
+    command += ["--kernel-name", rf"regex:\b({'|'.join(names)})\b", "--clock-control", "none"]
     command += [sys.executable, str(Path(__file__).with_name("kernel_times.py")), "--once"]
     command += ["--kernels", *names]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -28,8 +28,13 @@ BENCH = OpBench(
     work=work,
 )
 
-# ResNet-50's: an output for 4 inputs; a byte says which of 9 it was.
+# ResNet-50's, channels_last: an output for 4 inputs; a byte says which of 9 it was.
 _POOL = {"case": "256x64x32x32 3x3 stride 2", "shape": (256, 64, 32, 3, 2, 1)}
+_TILES = {
+    "case": "256x10x64x64 2x2",
+    "shape": (256, 10, 64, 2, 2, 0),
+    "layout": "contiguous",
+}
 KERNELS = (
     Kernel(
         "max_pool2d_kernel",
@@ -47,5 +52,23 @@ KERNELS = (
         units=256 * 64 * 32 * 32,
         direction="training",
         **_POOL,
+    ),
+    # The CNN's first, in contiguous layout.
+    Kernel(
+        "max_pool2d_columns_kernel",
+        "value of the output",
+        bytes=4 * 2 + 2 + 1,
+        operations=3,
+        units=256 * 10 * 32 * 32,
+        **_TILES,
+    ),
+    Kernel(
+        "max_pool2d_columns_backward_kernel",
+        "value of x",
+        bytes=2 + 3 / 4,
+        operations=1,
+        units=256 * 10 * 64 * 64,
+        direction="training",
+        **_TILES,
     ),
 )

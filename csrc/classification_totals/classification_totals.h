@@ -12,9 +12,6 @@ template <typename T>
 SKINFAST_HOST_DEVICE bool is_correct(const T* logits, int64_t classes, int64_t label) {
   int64_t best = 0;
   accumulate_t<T> largest = load(logits[0]);
-#if defined(__CUDACC__)
-#pragma unroll 1  // taken apart it needs more registers than there are
-#endif
   for (int64_t c = 1; c < classes; ++c) {
     const accumulate_t<T> value = load(logits[c]);
     if (largest == largest && !(value <= largest)) {

@@ -6,7 +6,7 @@ namespace {
 
 // One block: a batch has few rows, and a second launch would cost more than their sum.
 template <typename T, typename L>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     classification_totals_kernel(double* __restrict__ totals, const L* __restrict__ mean_loss,
                                  const T* __restrict__ logits, const int64_t* __restrict__ labels,
                                  int64_t rows, int64_t classes) {

@@ -7,6 +7,9 @@ namespace {
 // A row is worked on by kLanes neighbouring threads of one warp: 8 for few classes, else 32. All
 // lanes of a warp take equally many turns, so that its shuffles never lack one.
 constexpr int kFewLanes = 8;
+// Up to so many rows of so few classes are one block's, a thread a row: their time is that of a
+// launch, and more blocks would need a second one to add their sums.
+constexpr int64_t kOneBlockRows = 4 * kThreads, kOneBlockClasses = 2 * kFewLanes;
 
 template <int kLanes, typename A, typename Combine>
 __device__ __forceinline__ A across_lanes(A value, Combine combine) {
@@ -43,15 +46,41 @@ __device__ __forceinline__ A not_a_number() {
   return static_cast<A>(__builtin_nanf(""));
 }
 
+// The sum over all threads of a block, in thread 0.
+__device__ __forceinline__ LossSum sum_of_block(LossSum sum) {
+  __shared__ LossSum shared[kThreads];
+  shared[threadIdx.x] = sum;
+  for (int distance = kThreads / 2; distance > 0; distance /= 2) {
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < distance) {
+      shared[threadIdx.x].loss += shared[threadIdx.x + distance].loss;
+      shared[threadIdx.x].weight += shared[threadIdx.x + distance].weight;
+    }
+  }
+  return shared[threadIdx.x];
+}
+
+// `loss` is null where the rows' losses are the result.
+template <typename T>
+__device__ __forceinline__ void store_total(LossSum total, T* loss, accumulate_t<T>* total_weight,
+                                            int64_t reduction) {
+  using A = accumulate_t<T>;
+  *total_weight = static_cast<A>(total.weight);
+  if (loss != nullptr) {
+    *loss = store<T>(static_cast<A>(reduction == kMean ? total.loss / total.weight : total.loss));
+  }
+}
+
+// A block that is alone stores the total, others their sum.
 template <typename T, int kLanes>
-__global__ void cross_entropy_kernel(const T* __restrict__ input,
-                                     const int64_t* __restrict__ target,
-                                     const T* __restrict__ weight, T* __restrict__ losses,
-                                     Normalizer<accumulate_t<T>>* __restrict__ normalizers,
-                                     LossSum* __restrict__ sums, CrossEntropyParams p) {
+__global__ void __launch_bounds__(kThreads, 2)
+    cross_entropy_kernel(const T* __restrict__ input, const int64_t* __restrict__ target,
+                         const T* __restrict__ weight, T* __restrict__ losses,
+                         Normalizer<accumulate_t<T>>* __restrict__ normalizers,
+                         LossSum* __restrict__ sums, T* __restrict__ loss_of_all,
+                         accumulate_t<T>* __restrict__ total_weight, CrossEntropyParams p) {
   using A = accumulate_t<T>;
   constexpr int kRows = kThreads / kLanes;  // in flight in a block
-  __shared__ LossSum row_sums[kRows];
   const int lane = threadIdx.x % kLanes;
   const int group = threadIdx.x / kLanes;
   LossSum sum = {0, 0};
@@ -91,44 +120,27 @@ __global__ void cross_entropy_kernel(const T* __restrict__ input,
     }
     if (losses != nullptr) losses[n] = store<T>(loss);
   }
-  if (lane == 0) row_sums[group] = sum;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    LossSum total = {0, 0};
-    for (int i = 0; i < kRows; ++i) {
-      total.loss += row_sums[i].loss;
-      total.weight += row_sums[i].weight;
-    }
-    sums[blockIdx.x] = total;
+  sum = sum_of_block(sum);
+  if (threadIdx.x != 0) return;
+  if (gridDim.x == 1) {
+    store_total(sum, loss_of_all, total_weight, p.reduction);
+  } else {
+    sums[blockIdx.x] = sum;
   }
 }
 
-// One block adds the sums of all blocks, always in the same order. `loss` is null where the rows'
-// losses are the result.
+// One block adds the sums of all blocks, always in the same order.
 template <typename T>
-__global__ void reduce_kernel(const LossSum* __restrict__ sums, int count, T* loss,
-                              accumulate_t<T>* total_weight, int64_t reduction) {
-  using A = accumulate_t<T>;
-  __shared__ LossSum shared[kThreads];
+__global__ void __launch_bounds__(kThreads)
+    reduce_kernel(const LossSum* __restrict__ sums, int count, T* loss,
+                  accumulate_t<T>* total_weight, int64_t reduction) {
   LossSum sum = {0, 0};
   for (int i = threadIdx.x; i < count; i += kThreads) {
     sum.loss += sums[i].loss;
     sum.weight += sums[i].weight;
   }
-  shared[threadIdx.x] = sum;
-  for (int distance = kThreads / 2; distance > 0; distance /= 2) {
-    __syncthreads();
-    if (threadIdx.x < distance) {
-      shared[threadIdx.x].loss += shared[threadIdx.x + distance].loss;
-      shared[threadIdx.x].weight += shared[threadIdx.x + distance].weight;
-    }
-  }
-  if (threadIdx.x != 0) return;
-  const LossSum total = shared[0];
-  *total_weight = static_cast<A>(total.weight);
-  if (loss != nullptr) {
-    *loss = store<T>(static_cast<A>(reduction == kMean ? total.loss / total.weight : total.loss));
-  }
+  sum = sum_of_block(sum);
+  if (threadIdx.x == 0) store_total(sum, loss, total_weight, reduction);
 }
 
 template <typename T, int kLanes>
@@ -181,23 +193,30 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_cuda(const Tensor& input, const
       [](const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
          const Tensor& loss, const Tensor& normalizers, const Tensor& total_weight,
          const CrossEntropyParams& params) {
-        const dim3 grid = grid_of(params);
+        const bool one_block = params.rows <= kOneBlockRows && params.classes <= kOneBlockClasses;
+        const dim3 grid = one_block ? dim3(1) : grid_of(params);
         const Tensor block_sums = empty_in(input, {static_cast<int64_t>(grid.x), 2},
                                            MemoryFormat::Contiguous, ScalarType::Double);
         LossSum* sums = static_cast<LossSum*>(block_sums.mutable_data_ptr());
         const cudaStream_t stream = current_stream(input);
         SKINFAST_CUDA_DISPATCH(dtype_of(input), T, {
           using A = accumulate_t<T>;
-          const auto kernel = lanes_for(params) == kFewLanes ? &cross_entropy_kernel<T, kFewLanes>
-                                                             : &cross_entropy_kernel<T, kWarpSize>;
-          T* losses = static_cast<T*>(loss.mutable_data_ptr());
+          const auto kernel = one_block ? &cross_entropy_kernel<T, 1>
+                              : lanes_for(params) == kFewLanes
+                                  ? &cross_entropy_kernel<T, kFewLanes>
+                                  : &cross_entropy_kernel<T, kWarpSize>;
           const bool none = params.reduction == kNone;
+          T* losses = none ? static_cast<T*>(loss.mutable_data_ptr()) : nullptr;
+          T* loss_of_all = none ? nullptr : static_cast<T*>(loss.mutable_data_ptr());
+          A* weights = static_cast<A*>(total_weight.mutable_data_ptr());
           launch(kernel, grid, kThreads, 0, stream, static_cast<const T*>(input.const_data_ptr()),
                  static_cast<const int64_t*>(target.const_data_ptr()),
-                 static_cast<const T*>(weight_data(weight)), none ? losses : nullptr,
-                 static_cast<Normalizer<A>*>(normalizers.mutable_data_ptr()), sums, params);
-          launch(&reduce_kernel<T>, 1, kThreads, 0, stream, sums, grid.x, none ? nullptr : losses,
-                 static_cast<A*>(total_weight.mutable_data_ptr()), params.reduction);
+                 static_cast<const T*>(weight_data(weight)), losses,
+                 static_cast<Normalizer<A>*>(normalizers.mutable_data_ptr()), sums, loss_of_all,
+                 weights, params);
+          if (grid.x == 1) return;
+          launch(&reduce_kernel<T>, 1, kThreads, 0, stream, sums, grid.x, loss_of_all, weights,
+                 params.reduction);
         });
       });
 }

@@ -1,4 +1,5 @@
 #include "max_pool2d/max_pool2d_cuda.h"
+#include "max_pool2d/max_pool2d_cuda_columns.h"
 
 namespace skinfast {
 namespace {
@@ -15,8 +16,14 @@ std::tuple<Tensor, Tensor> max_pool2d_cuda(const Tensor& x, const IntPair& kerne
           const T* in = static_cast<const T*>(x.const_data_ptr());
           T* out = static_cast<T*>(output.mutable_data_ptr());
           uint8_t* positions = static_cast<uint8_t*>(argmax.mutable_data_ptr());
+          const bool aligned = is_aligned(in, out, positions);
+          const auto by_columns = [&](auto window, int runs, int64_t count) {
+            launch(&max_pool2d_columns_kernel<T, decltype(window)>, grid_for(count), kThreads, 0,
+                   current_stream(x), in, out, positions, params, runs, count);
+          };
+          if (choose_window<T>(params, false, aligned, by_columns)) return;
           choose_variant<T>(
-              params, output.numel(), is_aligned(in, out, positions),
+              params, output.numel(), aligned,
               [&](auto width, auto channels_last, auto index, int64_t count) {
                 launch(&max_pool2d_kernel<StoredTaps<T>, decltype(width)::value,
                                           decltype(channels_last)::value, decltype(index)>,
@@ -41,8 +48,14 @@ Tensor max_pool2d_backward_cuda(const Tensor& grad_output, const Tensor& argmax,
           const T* g = static_cast<const T*>(grad_output.const_data_ptr());
           const uint8_t* positions = static_cast<const uint8_t*>(argmax.const_data_ptr());
           T* out = static_cast<T*>(grad.mutable_data_ptr());
+          const bool aligned = is_aligned(g, positions, out);
+          const auto by_columns = [&](auto window, int runs, int64_t count) {
+            launch(&max_pool2d_columns_backward_kernel<T, decltype(window)>, grid_for(count),
+                   kThreads, 0, current_stream(grad), g, positions, out, params, runs, count);
+          };
+          if (choose_window<T>(params, true, aligned, by_columns)) return;
           choose_variant<T>(
-              params, grad.numel(), is_aligned(g, positions, out),
+              params, grad.numel(), aligned,
               [&](auto width, auto channels_last, auto index, int64_t count) {
                 launch(&max_pool2d_backward_kernel<T, decltype(width)::value,
                                                    decltype(channels_last)::value, decltype(index)>,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from skinfast.errors import SkinfastError
 from skinfast.models.resnet import ResNet
-from skinfast.nn import Conv2d, Conv2dAddReLU, Conv2dReLU, MaxPool2d
+from skinfast.nn import Conv2d, Conv2dAddReLU, Conv2dReLU, MaxPool2d, op
 
 
 class FoldedBottleneck(nn.Module):
@@ -44,13 +44,14 @@ class FoldedResNet(nn.Module):
             nn.Sequential(*(FoldedBottleneck(block, backend) for block in stage))
             for stage in (model.layer1, model.layer2, model.layer3, model.layer4)
         )
+        self._average = op("global_average_pool2d", backend)
         self.fc = nn.Linear(model.fc.in_features, model.fc.out_features)
         self.fc.load_state_dict(model.fc.state_dict())
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.conv1(x))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(torch.mean(x, (2, 3)))
+        return self.fc(self._average(x))
 
 
 def fold_batch_norm(model: nn.Module, backend: str = "skinfast") -> FoldedResNet:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from skinfast.nn import BatchNorm, BatchNormAddReLU, BatchNormReLUMaxPool2d, Conv2d
+from skinfast.nn import BatchNorm, BatchNormAddReLU, BatchNormReLUMaxPool2d, Conv2d, op
 
 _EXPANSION = 4
 
@@ -62,13 +61,14 @@ class ResNet(nn.Module):
         self.layer2 = _stage(256, 128, blocks[1], 2, backend, skip_connections)
         self.layer3 = _stage(512, 256, blocks[2], 2, backend, skip_connections)
         self.layer4 = _stage(1024, 512, blocks[3], 2, backend, skip_connections)
+        self._average = op("global_average_pool2d", backend)
         self.fc = nn.Linear(2048, num_classes)
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.bn1(self.conv1(x))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(torch.mean(x, (2, 3)))
+        return self.fc(self._average(x))
 
 
 def _stage(

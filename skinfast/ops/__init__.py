@@ -12,6 +12,7 @@ from skinfast.ops.conv2d_add_relu import conv2d_add_relu
 from skinfast.ops.conv2d_relu import conv2d_relu
 from skinfast.ops.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d
 from skinfast.ops.cross_entropy import cross_entropy
+from skinfast.ops.global_average_pool2d import global_average_pool2d
 from skinfast.ops.image_batch import image_batch
 from skinfast.ops.linear import linear
 from skinfast.ops.linear_relu import linear_relu
@@ -30,6 +31,7 @@ __all__ = [
     "conv2d_relu",
     "conv2d_relu_max_pool2d",
     "cross_entropy",
+    "global_average_pool2d",
     "image_batch",
     "linear",
     "linear_relu",

@@ -153,6 +153,9 @@ def sample_inputs(device: str, dtype: torch.dtype) -> Iterator[SampleInput]:
     cases: list[tuple[str, tuple[int, int], bool, dict[str, Any]]] = [
         ("7-classes", (33, 7), False, {}),
         ("weighted", (70, 7), True, {}),
+        ("20-classes", (40, 20), True, {}),
+        ("many-rows", (600, 3), True, {"label_smoothing": 0.1}),
+        ("more-rows", (1030, 5), False, {}),
         ("sum", (5, 16), True, {"reduction": "sum"}),
         ("none", (9, 37), True, {"reduction": "none", "label_smoothing": 0.2}),
         ("smooth", (20, 100), False, {"label_smoothing": 0.1, "ignore_index": 3}),

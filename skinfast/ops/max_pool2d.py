@@ -181,6 +181,8 @@ def sample_inputs(device: str, dtype: torch.dtype) -> Iterator[SampleInput]:
         ((2, 10, 16, 16), {"kernel_size": 2}),
         ((2, 10, 11, 10), {"kernel_size": 3}),
         ((2, 10, 10, 10), {"kernel_size": 4}),
+        ((1, 3, 7, 40), {"kernel_size": 3}),
+        ((1, 2, 9, 32), {"kernel_size": 4}),
         ((2, 16, 9, 8), {"kernel_size": 3, "stride": 2, "padding": 1}),
         ((1, 70, 7, 80), {"kernel_size": (2, 3), "stride": (1, 2), "padding": (1, 0)}),
         ((2, 3, 9, 11), {"kernel_size": 3, "stride": 1, "padding": 1, "dilation": (2, 3)}),

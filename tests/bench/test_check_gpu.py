@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -214,6 +215,63 @@ def test_figures_of_ncu_are_of_the_costliest_launch_of_each_kernel(gpu, tmp_path
 )
 def test_a_kernels_own_name(gpu, name):
     assert gpu.figures.base_name(name) == "x_kernel"
+
+
+# --- NVIDIA's tools, in whose place a program says what it was asked ------------------------------
+
+
+@pytest.fixture
+def ask_tool(tmp_path, monkeypatch):
+    """The arguments that a script gives to a tool, whose options are those of ``help_text``."""
+
+    def ask(tool, script, *arguments, help_text="", code=0):
+        program = tmp_path / tool
+        program.write_text(
+            f"#!{sys.executable}\nimport json, sys\n"
+            f"if '--help' in sys.argv: sys.exit(print({help_text!r}))\n"
+            f"print(json.dumps(sys.argv[1:])); sys.exit({code})\n"
+        )
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        command = [sys.executable, str(GPU / script), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        return json.loads(done.stdout)
+
+    return ask
+
+
+@pytest.mark.parametrize("option", ["--kernel-regex", "--kernel-name"])
+def test_a_sanitizer_watches_our_kernels_and_only_what_they_do(ask_tool, option):
+    asked = ask_tool(
+        "compute-sanitizer", "sanitize.py", "racecheck", "add_relu",
+        help_text=f"  {option} arg", code=99,
+    )  # fmt: skip
+    program = asked.index(sys.executable)
+    assert dict(zip(asked[:program:2], asked[1:program:2], strict=True)) == {
+        "--tool": "racecheck",
+        "--error-exitcode": "99",
+        "--report-api-errors": "no",
+        "--launch-timeout": "0",
+        "--print-limit": "20",
+        option: "kns=skinfast",
+    }
+    assert asked[program + 1 :] == [str(GPU / "small_shapes.py"), "add_relu"]
+
+
+def test_the_profiler_is_asked_for_whole_names(ask_tool, tmp_path):
+    times = [("apply_kernel", 7.0), ("adam_kernel", 9.0), ("unseen_kernel", None)]
+    rows = [{"kernel": name, "microseconds": value} for name, value in times]
+    (tmp_path / "times.json").write_text(json.dumps({"kernels": rows}))
+    asked = ask_tool("ncu", "profile_kernels.py", tmp_path / "times.json")
+    kind, pattern = asked[asked.index("--kernel-name") + 1].split(":", 1)
+    assert kind == "regex"
+    for name in ("adam_kernel", "skinfast::apply_kernel", "void skinfast::apply_kernel<Pass>(int)"):
+        assert re.search(pattern, name), name
+    for name in ("evaluation_kernel", "other_adam_kernel", "apply_kernel_rows"):
+        assert not re.search(pattern, name), name
+    assert asked[asked.index("--print-units") + 1] == "base"
+    assert asked[asked.index("--kernels") + 1 :] == ["adam_kernel", "apply_kernel"]
 
 
 # --- the script -----------------------------------------------------------------------------------

@@ -6,7 +6,13 @@ Results are held against the same op on the last part alone. Each test takes 10 
 import pytest
 import torch
 
-from skinfast.ops import add_relu, batch_norm_relu, cross_entropy, max_pool2d
+from skinfast.ops import (
+    add_relu,
+    batch_norm_relu,
+    cross_entropy,
+    global_average_pool2d,
+    max_pool2d,
+)
 from skinfast.optim import Adam
 
 MANY = 2**31 + 8
@@ -46,6 +52,20 @@ def test_max_pool2d(layout):
     for image in (0, -1):
         alone = x.detach()[[image]].requires_grad_()
         expected = max_pool2d(alone, 3, 2, 1)
+        assert torch.equal(output[image], expected[0])
+        (of_image,) = torch.autograd.grad(expected, alone, expected.detach())
+        assert torch.equal(grad[image], of_image[0])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(2**17 + 1, 4096, 2, 2), (1025, 8, 512, 512)])
+def test_global_average_pool2d(layout, size):
+    x = drawn(*size).contiguous(memory_format=layout).requires_grad_()
+    output = global_average_pool2d(x)
+    (grad,) = torch.autograd.grad(output, x, output.detach())
+    for image in (0, -1):
+        alone = x.detach()[[image]].requires_grad_()
+        expected = global_average_pool2d(alone)
         assert torch.equal(output[image], expected[0])
         (of_image,) = torch.autograd.grad(expected, alone, expected.detach())
         assert torch.equal(grad[image], of_image[0])

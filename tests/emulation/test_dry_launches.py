@@ -82,6 +82,57 @@ def test_max_pool2d(launches, layout):
     assert launches(lambda: ops.max_pool2d_backward(output, argmax, x.shape, *window, last)) == 1
 
 
+# Threads for 10 planes of 64x64: of 8 windows each or their columns in one row; from an odd start,
+# and for windows without a kernel of their own, of one window or one pixel.
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize(
+    ("window", "threads", "windows"),
+    [
+        (([2, 2], [2, 2], [0, 0]), (32 * 4, 64 * 4), 32 * 32),
+        (([3, 3], [3, 3], [0, 0]), (21 * 3, 64 * 3), 21 * 21),
+        (([4, 4], [4, 4], [0, 0]), (16 * 2, 64 * 2), 16 * 16),
+        (([3, 3], [2, 2], [1, 1]), (32 * 4, 64 * 4), 32 * 32),
+        (([5, 5], [2, 2], [2, 2]), (32 * 32, 64 * 64), 32 * 32),
+    ],
+)
+def test_rows_are_pooled_by_vectors_where_they_start_evenly(
+    launches, window, threads, windows, start
+):
+    forward, backward = (windows, 64 * 64) if start else threads
+    parameters = *window, [1, 1], False
+    x = untouched(start + 10 * 64 * 64)[start:].view(1, 10, 64, 64)
+    result = []
+    assert launches(lambda: result.append(ops.max_pool2d(x, *parameters))) == 1
+    assert last_grid() == -(-10 * forward // 256)
+    output, argmax = result[0]
+    grad = untouched(start + output.numel())[start:].view(output.shape)
+    saved = argmax, x.shape, *parameters, False
+    assert launches(lambda: ops.max_pool2d_backward(grad, *saved)) == 1
+    assert last_grid() == -(-10 * backward // 256)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(2**17 + 1, 4096, 2, 2), (1025, 8, 512, 512)])
+def test_global_average_pool2d(launches, layout, size):
+    x = untouched(*size, layout=layout)
+    assert x.numel() > 2**31
+    result = []
+    assert launches(lambda: result.append(ops.global_average_pool2d(x))) == 1
+    last = layout == torch.channels_last
+    backward = ops.global_average_pool2d_backward
+    assert launches(lambda: backward(result[0], x.shape, last)) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes", "count"),
+    [(0, 7, 1), (64, 7, 1), (1024, 16, 1), (1025, 7, 2), (64, 17, 2), (8, 1000, 1)],
+)
+def test_the_cross_entropy_of_a_batch_is_one_launch(launches, rows, classes, count):
+    logits = untouched(rows, classes, dtype=torch.float32)
+    target = untouched(rows, dtype=torch.int64)
+    assert launches(lambda: ops.cross_entropy(logits, target, None, -100, 1, 0.0)) == count
+
+
 def test_cross_entropy(launches):
     logits = untouched(MANY // 4, 4)
     target = untouched(MANY // 4, dtype=torch.int64)

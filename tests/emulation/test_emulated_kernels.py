@@ -13,6 +13,7 @@ import pytest
 import torch
 from emulated import CSRC, HERE, ROOT, SANITIZED, Emulated, declared_ops, sanitized_environment
 
+from skinfast.ops import max_pool2d
 from skinfast.testing import (
     RecordOps,
     assert_parity,
@@ -77,6 +78,48 @@ def test_an_image_out_of_range_is_nan(layout):
     assert (result[[0, 2]] == 7).all()
     assert result[[1, 3, 4]].isnan().all()  # no such image, twice; beyond the end
     assert batch_labels.tolist() == [5, 0, 7, 0, 0]
+
+
+POOLS = [  # shape, window, ceil_mode
+    ((2, 3, 6, 16), (2,), False),  # rows of whole vectors, before and after
+    ((1, 2, 5, 24), (2,), False),  # windows end within a vector, a row is left over
+    ((1, 2, 7, 40), (3,), False),  # as does a column
+    ((1, 2, 8, 32), (3,), True),  # windows that hang over
+    ((2, 3, 9, 16), (4,), False),
+    ((1, 2, 6, 40), (4,), True),
+    ((1, 3, 9, 32), (3, 2, 1), False),
+    ((1, 2, 6, 48), (3, 2, 1), True),  # the last window begins in the last column
+    ((1, 2, 7, 8), (3, 2, 1), False),
+    ((1, 2, 10, 10), (4,), False),  # no whole vectors, for eight of 16 bits
+    ((1, 2, 8, 16), (3, 1, 1), False),  # a window without constants
+]
+
+
+@pytest.mark.usefixtures("emulated_ops")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize(("shape", "window", "ceil_mode"), POOLS, ids=str)
+def test_max_pool2d_of_rows_equals_pytorch_to_the_bit(shape, window, ceil_mode, start, dtype):
+    """Small integers, so that many maxima are equal and sums are exact; NaN, infinities."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(-2, 3, shape, generator=generator).double().view(-1)
+    values[::7], values[1::11], values[2::5] = float("nan"), float("inf"), -float("inf")
+    values = values.view(shape)
+    values[:, :, :4] = -float("inf")  # whole windows
+    exact = values.clone().requires_grad_()
+    expected = torch.nn.functional.max_pool2d(exact, *window, ceil_mode=ceil_mode)
+    feed = torch.randint(-9, 10, expected.shape, generator=generator).double()
+    (expected_grad,) = torch.autograd.grad(expected, exact, feed)
+    x, grad_output = (
+        in_layout(t.to(dtype), "offset" if start else "contiguous") for t in (values, feed)
+    )
+    x.requires_grad_()
+    with Emulated() as mode:
+        output = max_pool2d(x, *window, ceil_mode=ceil_mode)
+        (grad,) = torch.autograd.grad(output, x, grad_output)
+    assert mode.calls == {"max_pool2d": 1, "max_pool2d_backward": 1}
+    for actual, wanted in ((output, expected), (grad, expected_grad)):
+        torch.testing.assert_close(actual.double(), wanted, rtol=0, atol=0, equal_nan=True)
 
 
 def reached_by_samples():
