@@ -3,8 +3,9 @@
     python bench/gpu/autotune.py --output times.json
     python bench/gpu/autotune.py --read times.json --output csrc/conv2d/conv2d_choices.h
 
-Every tensor-core kernel of skinfast takes turns with cuDNN, each in a CUDA graph, on every
-convolution of the model, forward (alone, with ReLU, with addition and ReLU) and for both gradients.
+On every convolution of the model, forward (alone, with ReLU, with addition and ReLU) and for both
+gradients, the tensor-core kernels of skinfast that can compute it take turns with cuDNN, each in a
+CUDA graph.
 A kernel whose error against float64 is more than twice cuDNN's ends the run. The table lists those
 that are faster than cuDNN by more than the noise; build again to use it. An output that ends in .h
 is the table, any other all times as JSON, which is complete after every convolution.
@@ -46,6 +47,30 @@ def kernels() -> dict[str, str]:
     text = (ROOT / "csrc" / "conv2d" / "conv2d_tensor_core.h").read_text(encoding="utf-8")
     found = re.findall(r'\{Conv2dKernel::(\w+), "(\w+)"', text)
     return {name: enumerator for enumerator, name in found if name != "cudnn"}
+
+
+def candidates(
+    operation: str, v: Convolution, dtype: torch.dtype, has_persistent_kernels: bool
+) -> list[str]:
+    """The kernels that can compute it (kernel_takes in csrc/conv2d/conv2d_tensor_core.h)."""
+    if operation == "kInputGradient" and v.C % 8 != 0:
+        return []
+    is_product = v.R == v.S == 1 and v.stride == (1, 1) and v.padding == (0, 0) and v.C % 8 == 0
+    persistent = (
+        has_persistent_kernels
+        and is_product
+        and dtype == torch.bfloat16
+        and operation != "kWeightGradient"
+    )
+    return [name for name in kernels() if persistent or not name.startswith("persistent")]
+
+
+def has_persistent_kernels() -> bool:
+    """Whether this build and this device have them."""
+    from skinfast import _host
+
+    built = "sm_90a" in _host.build_info()["cutlass"]
+    return built and torch.cuda.get_device_capability() == (9, 0)
 
 
 class Convolution(NamedTuple):
@@ -208,7 +233,7 @@ def measure(operation: str, v: Convolution, dtype: torch.dtype, rounds: int) -> 
         exact = call_of(operation, v, torch.float64)()
         allowed = LOW_PRECISION_FACTOR * (call().double() - exact).abs().max().item()
         calls = {"cudnn": graphed(call)}
-    for name in kernels():
+    for name in candidates(operation, v, dtype, has_persistent_kernels()):
         with computed_by(name):
             error = (call().double() - exact).abs().max().item()
             if not error <= allowed:
@@ -264,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             measurements.extend(
                 measure(operation, v, dtype, options.rounds)
                 for operation in OPERATIONS
-                if operation != "kInputGradient" or v.C % 8 == 0
+                if candidates(operation, v, dtype, has_persistent_kernels())
             )
             write(measurements, options.output)
     chosen = sum(m.choice() is not None for m in measurements)

@@ -24,6 +24,10 @@ struct TensorCoreConv2d {
   int64_t weight_size() const { return K * R * S * C; }
   int64_t output_size() const { return N * P * Q * K; }
   bool is_strided() const { return stride_h != 1 || stride_w != 1; }
+  // Whether it is a matrix product of x [N * H * W, C] as it is stored.
+  bool is_pointwise() const {
+    return R == 1 && S == 1 && !is_strided() && pad_h == 0 && pad_w == 0;
+  }
 };
 
 enum class Conv2dOperation {
@@ -35,19 +39,28 @@ enum class Conv2dOperation {
 };
 
 // Who computes: PyTorch (cuDNN), or one of the tiles [rows, columns] of the implicit matrix product
-// that a block of our kernels works on.
-enum class Conv2dKernel { kCudnn, kTile128x128, kTile128x64 };
+// that a block of our kernels works on. The persistent ones are for 1x1 kernels on sm_90a.
+enum class Conv2dKernel {
+  kCudnn,
+  kTile128x128,
+  kTile128x64,
+  kPersistent128x128,
+  kPersistent128x64
+};
 
 struct Conv2dKernelFacts {
   Conv2dKernel kernel;
   std::string_view name;  // in the table of choices and in SKINFAST_CONV2D
   int64_t rows, columns;
+  bool is_persistent;
 };
 
-inline constexpr std::array<Conv2dKernelFacts, 3> kConv2dKernels{{
-    {Conv2dKernel::kCudnn, "cudnn", 0, 0},
-    {Conv2dKernel::kTile128x128, "tile128x128", 128, 128},
-    {Conv2dKernel::kTile128x64, "tile128x64", 128, 64},
+inline constexpr std::array<Conv2dKernelFacts, 5> kConv2dKernels{{
+    {Conv2dKernel::kCudnn, "cudnn", 0, 0, false},
+    {Conv2dKernel::kTile128x128, "tile128x128", 128, 128, false},
+    {Conv2dKernel::kTile128x64, "tile128x64", 128, 64, false},
+    {Conv2dKernel::kPersistent128x128, "persistent128x128", 128, 128, true},
+    {Conv2dKernel::kPersistent128x64, "persistent128x64", 128, 64, true},
 }};
 
 inline constexpr const Conv2dKernelFacts& facts_of(Conv2dKernel kernel) {
@@ -63,8 +76,8 @@ inline int64_t padded_channels(int64_t channels) {
   return (channels + kTensorCoreChannels - 1) / kTensorCoreChannels * kTensorCoreChannels;
 }
 
-// Whether our kernels can compute it. C counts as padded: the forward pass and the gradient of the
-// weights pad it with zeros, as the stem's three channels need.
+// Whether our kernels for all architectures can compute it. C counts as padded: the forward pass
+// and the gradient of the weights pad it with zeros, as the stem's three channels need.
 inline bool tensor_cores_take(Conv2dOperation operation, DType dtype,
                               const TensorCoreConv2d& conv) {
   constexpr int64_t kMost = int64_t{1} << 31;  // CUTLASS indexes with 32 bits, in bytes
@@ -80,6 +93,35 @@ inline bool tensor_cores_take(Conv2dOperation operation, DType dtype,
     return false;
   }
   return operation != Conv2dOperation::kInputGradient || padded.C == conv.C;
+}
+
+// Whether the persistent ones can, on a device that has them. TMA moves rows of 16 bytes, so both
+// numbers of channels are divisible by 8; C is not padded for it.
+inline bool persistent_kernels_take(Conv2dOperation operation, DType dtype,
+                                    const TensorCoreConv2d& conv) {
+  return tensor_cores_take(operation, dtype, conv) && dtype == DType::kBFloat16 &&
+         operation != Conv2dOperation::kWeightGradient && conv.is_pointwise() &&
+         padded_channels(conv.C) == conv.C;
+}
+
+inline bool kernel_takes(Conv2dKernel kernel, Conv2dOperation operation, DType dtype,
+                         const TensorCoreConv2d& conv) {
+  if (kernel == Conv2dKernel::kCudnn) return false;
+  return facts_of(kernel).is_persistent ? persistent_kernels_take(operation, dtype, conv)
+                                        : tensor_cores_take(operation, dtype, conv);
+}
+
+// What they compute: output [rows, columns] = left [rows, depth] times right [depth, columns]. left
+// and output lie row by row. right is the weights [K, C]: column by column forward, row by row
+// backward.
+struct PointwiseProduct {
+  int64_t rows, columns, depth;
+};
+inline PointwiseProduct forward_product(const TensorCoreConv2d& c) {
+  return {c.N * c.H * c.W, c.K, c.C};
+}
+inline PointwiseProduct input_gradient_product(const TensorCoreConv2d& c) {
+  return {c.N * c.H * c.W, c.C, c.K};
 }
 
 // The weights' gradient is a product with few rows and columns over a long sum, N * P * Q: slices

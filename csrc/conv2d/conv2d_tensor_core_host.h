@@ -44,7 +44,7 @@ inline std::optional<Conv2dKernel> tensor_core_kernel(Conv2dOperation operation,
   Conv2dKernel kernel = Conv2dKernel::kCudnn;
   if (wish.empty()) {
     if constexpr (kConv2dChoices.empty()) return std::nullopt;
-    kernel = chosen_kernel(kConv2dChoices, device_name(x.get_device_index()), dtype_of(x),
+    kernel = chosen_kernel(kConv2dChoices, cuda_device(x.get_device_index()).name, dtype_of(x),
                            operation, conv);
   } else {
     const auto* facts = std::find_if(kConv2dKernels.begin(), kConv2dKernels.end(),
@@ -57,8 +57,8 @@ inline std::optional<Conv2dKernel> tensor_core_kernel(Conv2dOperation operation,
   }
   const bool is_plain =
       arguments.groups == 1 && arguments.dilation[0] == 1 && arguments.dilation[1] == 1;
-  if (kernel == Conv2dKernel::kCudnn || !is_plain ||
-      !tensor_cores_take(operation, dtype_of(x), conv)) {
+  if (!is_plain || !kernel_takes(kernel, operation, dtype_of(x), conv)) return std::nullopt;
+  if (facts_of(kernel).is_persistent && !cuda_device(x.get_device_index()).has_persistent_kernels) {
     return std::nullopt;
   }
   return kernel;

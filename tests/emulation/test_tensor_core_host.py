@@ -8,6 +8,7 @@ use.
 
 import ctypes
 import importlib.util
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -19,7 +20,13 @@ from emulated import CSRC, HERE, ROOT, TORCH_FLAGS, TORCH_LIBRARIES, build_libra
 import skinfast.ops  # noqa: F401 - what the stand-ins leave to other ops
 
 LAST = torch.channels_last
-KERNELS = {"cudnn": 0, "tile128x128": 1, "tile128x64": 2}
+KERNELS = {
+    "cudnn": 0,
+    "tile128x128": 1,
+    "tile128x64": 2,
+    "persistent128x128": 3,
+    "persistent128x64": 4,
+}
 OPERATIONS = ("kForward", "kForwardReLU", "kForwardAddReLU", "kInputGradient", "kWeightGradient")
 SOURCES = [
     CSRC / "add_relu" / "add_relu_cuda.cu",
@@ -75,6 +82,13 @@ class StandIn:
             for kernel, j in KERNELS.items()
         }
         return {key: number for key, number in numbers.items() if number}
+
+    def takes(self, kernel, dtype, operation, N, C, side, K, R, stride=1):
+        """Whether the kernel can compute it; dtype and operation by their numbers."""
+        takes = self.library.stand_in_takes
+        takes.restype = ctypes.c_bool
+        sizes = (ctypes.c_long(size) for size in (N, C, side, K, R, stride))
+        return takes(KERNELS[kernel], dtype, operation, *sizes)
 
     def made(self, function):
         """The function's result, and the calls that it made."""
@@ -145,7 +159,13 @@ def calls_of(ops, case, **options):
     }
 
 
-@pytest.mark.parametrize("kernel", ["tile128x128", "tile128x64"])
+def is_for_persistent_kernels(case, operation):
+    return case in ("pointwise", "pointwise-1x1-map", "many-slices") and operation[-14:] != (
+        "WeightGradient"
+    )
+
+
+@pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "cudnn"])
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("case", CASES)
 def test_equals_pytorch_in_float64(stand_in, monkeypatch, case, operation, kernel):
@@ -155,6 +175,8 @@ def test_equals_pytorch_in_float64(stand_in, monkeypatch, case, operation, kerne
     # conv2d_relu leaves small channels to the kernels of its room.
     small = case in ("3x3", "many-slices", "pointwise-1x1-map")
     if operation == "kForwardReLU" and small:
+        taken = False
+    if kernel.startswith("persistent") and not is_for_persistent_kernels(case, operation):
         taken = False
     assert calls == ({(operation, kernel): 1} if taken else {})
     x, weight, bias, output, how = (
@@ -194,6 +216,20 @@ def test_without_a_wish_the_committed_table_decides_and_its_device_is_not_this(p
         assert plain.made(call)[1] == {}
 
 
+def test_persistent_kernels_are_for_the_devices_that_have_them(plain, monkeypatch):
+    monkeypatch.setenv("SKINFAST_CONV2D", "persistent128x64")
+    call = calls_of(plain.ops, "pointwise")["kForward"]
+    here, calls = plain.made(call)
+    assert calls == {("kForward", "persistent128x64"): 1}
+    plain.library.stand_in_device(False)
+    try:
+        elsewhere, calls = plain.made(call)
+    finally:
+        plain.library.stand_in_device(True)
+    assert calls == {}
+    torch.testing.assert_close(elsewhere, here)
+
+
 def test_an_unknown_kernel_is_refused_by_name(plain, monkeypatch):
     monkeypatch.setenv("SKINFAST_CONV2D", "fastest")
     with pytest.raises(RuntimeError, match=r"SKINFAST_CONV2D is fastest; .*one of: cudnn tile128x"):
@@ -230,9 +266,7 @@ def test_slices_fill_the_device_and_are_not_too_short(
 
 def test_sizes_that_32_bits_cannot_index_are_refused(plain):
     def takes(dtype, operation, *sizes):
-        takes = plain.library.stand_in_takes
-        takes.restype = ctypes.c_bool
-        return takes(dtype, operation, *(ctypes.c_long(size) for size in sizes))
+        return plain.takes("tile128x64", dtype, operation, *sizes)
 
     bfloat16, half = 2, 3
     assert takes(bfloat16, 0, 256, 64, 16, 64, 3) and takes(half, 4, 256, 64, 16, 64, 3)
@@ -243,6 +277,21 @@ def test_sizes_that_32_bits_cannot_index_are_refused(plain):
     assert not takes(bfloat16, 3, 256, 60, 16, 64, 3)  # channels, where they cannot be padded
     assert not takes(bfloat16, 0, 0, 64, 16, 64, 3)  # empty
     assert not takes(bfloat16, 0, 2, 8, 64, 8, 33)  # taps
+
+
+def test_autotune_asks_for_what_a_kernel_computes(plain):
+    autotune = module_of(ROOT / "bench" / "gpu" / "autotune.py")
+    dtypes = {torch.bfloat16: 2, torch.float16: 3}
+    for v in autotune.convolutions(256, 64):
+        assert v.H == v.W and v.padding == (v.R // 2, v.R // 2)  # what stand_in_takes takes it for
+        for dtype, operation in itertools.product(dtypes, OPERATIONS):
+            sizes = (v.N, v.C, v.H, v.K, v.R, v.stride[0])
+            number = OPERATIONS.index(operation)
+            computed = [k for k in KERNELS if plain.takes(k, dtypes[dtype], number, *sizes)]
+            asked = autotune.candidates(operation, v, dtype, has_persistent_kernels=True)
+            assert asked == computed, f"{operation} {dtype} {v}"
+            tiles = [name for name in asked if name.startswith("tile")]
+            assert autotune.candidates(operation, v, dtype, has_persistent_kernels=False) == tiles
 
 
 def test_the_table_that_autotune_writes_is_followed(_compiler, tmp_path):

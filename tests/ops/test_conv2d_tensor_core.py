@@ -19,6 +19,14 @@ def missing():
     return "" if built.startswith("CUTLASS") else f"tensor-core kernels: {built}"
 
 
+def has_persistent_kernels():
+    from skinfast import _host
+
+    built = "sm_90a" in _host.build_info()["cutlass"]
+    return built and torch.cuda.get_device_capability() == (9, 0)
+
+
+PERSISTENT = ("persistent128x128", "persistent128x64")
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "nothing is missing")
 
 # x, weight, stride, padding: ResNet-50's kinds, tiles that are full, cut, and smaller than one.
@@ -26,6 +34,8 @@ CASES = {
     "pointwise": ((8, 64, 16, 16), (256, 64, 1, 1), 1, 0),
     "pointwise-narrow": ((5, 72, 7, 3), (40, 72, 1, 1), 1, 0),
     "pointwise-1x1-map": ((76, 512, 1, 1), (2048, 512, 1, 1), 1, 0),
+    "pointwise-many-tiles": ((64, 64, 16, 16), (256, 64, 1, 1), 1, 0),
+    "pointwise-shallow": ((9, 8, 5, 3), (8, 8, 1, 1), 1, 0),
     "pointwise-strided": ((8, 256, 15, 16), (512, 256, 1, 1), 2, 0),
     "3x3": ((8, 128, 8, 8), (128, 128, 3, 3), 1, 1),
     "3x3-1x1-map": ((33, 512, 1, 1), (512, 512, 3, 3), 1, 1),
@@ -59,7 +69,7 @@ def run(op, case, dtype, bias=True):
     return [output.detach(), *torch.autograd.grad(output, [x, w], grad)]
 
 
-@pytest.mark.parametrize("kernel", ["tile128x128", "tile128x64"])
+@pytest.mark.parametrize("kernel", ["tile128x128", "tile128x64", *PERSISTENT])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("case", CASES)
@@ -85,8 +95,20 @@ def test_the_kernel_that_was_asked_for_is_the_one_that_runs(monkeypatch, bias):
     assert "ImplicitGemmConvolutionWithFusedEpilogue" in names
 
 
-def test_nan_and_infinity_pass_through(monkeypatch):
-    monkeypatch.setenv("SKINFAST_CONV2D", "tile128x64")
+@pytest.mark.parametrize("kernel", PERSISTENT)
+@pytest.mark.parametrize("op", OPS)
+def test_the_persistent_kernel_runs_where_the_device_has_it(monkeypatch, op, kernel):
+    monkeypatch.setenv("SKINFAST_CONV2D", kernel)
+    with torch.profiler.profile() as profile:
+        run(op, "pointwise", torch.bfloat16)
+    ours = [event.key for event in profile.key_averages() if "device_kernel" in event.key]
+    # Forward and the gradient of the input.
+    assert len(ours) == (2 if has_persistent_kernels() else 0)
+
+
+@pytest.mark.parametrize("kernel", ["tile128x64", *PERSISTENT])
+def test_nan_and_infinity_pass_through(monkeypatch, kernel):
+    monkeypatch.setenv("SKINFAST_CONV2D", kernel)
     x = torch.ones(2, 8, 4, 4, device="cuda", dtype=torch.bfloat16)
     x = x.contiguous(memory_format=torch.channels_last)
     x[0, 0, 0, 0], x[1, 0, 3, 3] = float("nan"), float("inf")
