@@ -39,6 +39,11 @@ void persistent_conv2d_input_gradient(Conv2dKernel kernel, const TensorCoreConv2
                                       const void* grad_output, const void* weight, void* grad_x,
                                       cudaStream_t stream);
 
+// output = conv2d(x, weight), and of each tile of it the columns' sums and sums of squares:
+// [partials.tiles, partials.columns], partials = statistics_partials(conv).
+void persistent_conv2d_statistics(const TensorCoreConv2d& conv, const void* x, const void* weight,
+                                  void* output, float* sums, float* squares, cudaStream_t stream);
+
 struct CudaDevice {
   std::string name;  // as CUDA has it: the key of the table of choices
   int multiprocessors;

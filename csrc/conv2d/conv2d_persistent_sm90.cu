@@ -14,6 +14,7 @@ namespace skinfast {
 namespace {
 
 namespace collective = cutlass::epilogue::collective;
+namespace fusion = cutlass::epilogue::fusion;
 using cute::_1;
 using cutlass::layout::ColumnMajor;
 using cutlass::layout::RowMajor;
@@ -54,8 +55,7 @@ struct Product {
   // As cutlass::gemm::device::GemmUniversalAdapter runs a kernel, but through our wrapper.
   static void run(const PointwiseProduct& p, const void* left, const void* right,
                   const void* source, void* output,
-                  const typename Epilogue::FusionCallbacks::Arguments& fusion,
-                  cudaStream_t stream) {
+                  const typename Epilogue::FusionCallbacks::Arguments& fused, cudaStream_t stream) {
     const auto element = [](const void* data) { return static_cast<const Element*>(data); };
     const auto extent = [](int64_t size) { return static_cast<int>(size); };
     typename Mainloop::StrideB right_stride;
@@ -70,7 +70,7 @@ struct Product {
         cutlass::gemm::GemmUniversalMode::kGemm,
         {extent(p.rows), extent(p.columns), extent(p.depth), 1},
         {element(left), {p.depth, _1{}, 0}, element(right), right_stride},
-        {fusion,
+        {fused,
          element(source),
          {p.columns, _1{}, 0},
          static_cast<Element*>(output),
@@ -87,6 +87,25 @@ struct Product {
   }
 };
 
+// Beside the output, of every column the sum and the sum of squares over the rows of each tile.
+template <typename Values>
+struct AddSquare {
+  CUTLASS_HOST_DEVICE Values operator()(const Values& sum, const Values& values) const {
+    return cutlass::multiply_add<Values>()(values, values, sum);
+  }
+};
+// Rows past the end are zeros, as TMA loads them, and add nothing.
+template <typename Schedule, template <class> typename Add>
+using ColumnSum =
+    fusion::Sm90RowReduction<Add, cutlass::plus, cutlass::plus, 0, typename Schedule::Tile, float,
+                             float, cutlass::FloatRoundStyle::round_to_nearest,
+                             cute::Stride<cute::_0, _1, cute::_0>, 4, /*EnableNullptr=*/false,
+                             /*FinalReduction=*/false, /*VisitCheckOOB=*/false>;
+template <typename Schedule>
+using ColumnSums =
+    fusion::Sm90EVT<ColumnSum<Schedule, cutlass::plus>,
+                    fusion::Sm90EVT<ColumnSum<Schedule, AddSquare>, fusion::Sm90AccFetch>>;
+
 template <typename Run>
 void dispatch_schedule(Conv2dKernel kernel, const Run& run) {
   kernel == Conv2dKernel::kPersistent128x128 ? run.template operator()<Persistent128x128>()
@@ -98,24 +117,30 @@ void dispatch_schedule(Conv2dKernel kernel, const Run& run) {
 void persistent_conv2d(Conv2dKernel kernel, const TensorCoreConv2d& c, const Conv2dForward& tensors,
                        cudaStream_t stream) {
   dispatch_schedule(kernel, [&]<typename Schedule>() {
-    using Fusion = cutlass::epilogue::fusion::LinCombPerColBiasEltAct<OptionalReLU, Element, float>;
+    using Fusion = fusion::LinCombPerColBiasEltAct<OptionalReLU, Element, float>;
     using Forward = Product<Schedule, ColumnMajor, Element, Fusion>;
-    typename Forward::Epilogue::FusionCallbacks::Arguments fusion;
+    typename Forward::Epilogue::FusionCallbacks::Arguments fused;
     // At zero the source is not read; its descriptor is made all the same, of a tensor that exists.
-    fusion.beta = tensors.residual ? 1.0f : 0.0f;
-    fusion.bias_ptr = static_cast<const Element*>(tensors.bias);
-    fusion.activation = {tensors.with_relu};
+    fused.beta = tensors.residual ? 1.0f : 0.0f;
+    fused.bias_ptr = static_cast<const Element*>(tensors.bias);
+    fused.activation = {tensors.with_relu};
     Forward::run(forward_product(c), tensors.x, tensors.weight,
-                 tensors.residual ? tensors.residual : tensors.output, tensors.output, fusion,
+                 tensors.residual ? tensors.residual : tensors.output, tensors.output, fused,
                  stream);
   });
+}
+
+void persistent_conv2d_statistics(const TensorCoreConv2d& c, const void* x, const void* weight,
+                                  void* output, float* sums, float* squares, cudaStream_t stream) {
+  using Forward = Product<Persistent128x64, ColumnMajor, void, ColumnSums<Persistent128x64>>;
+  Forward::run(forward_product(c), x, weight, nullptr, output, {{{}, {squares}}, {sums}}, stream);
 }
 
 void persistent_conv2d_input_gradient(Conv2dKernel kernel, const TensorCoreConv2d& c,
                                       const void* grad_output, const void* weight, void* grad_x,
                                       cudaStream_t stream) {
   dispatch_schedule(kernel, [&]<typename Schedule>() {
-    using Fusion = cutlass::epilogue::fusion::LinearCombination<Element, float, void>;
+    using Fusion = fusion::LinearCombination<Element, float, void>;
     using Gradient = Product<Schedule, RowMajor, void, Fusion>;
     Gradient::run(input_gradient_product(c), grad_output, weight, nullptr, grad_x, {}, stream);
   });

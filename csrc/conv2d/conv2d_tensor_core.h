@@ -34,9 +34,11 @@ enum class Conv2dOperation {
   kForward,
   kForwardReLU,
   kForwardAddReLU,
+  kForwardStatistics,  // and the mean and variance of each channel of the output
   kInputGradient,
   kWeightGradient
 };
+inline constexpr size_t kConv2dOperations = 6;
 
 // Who computes: PyTorch (cuDNN), or one of the tiles [rows, columns] of the implicit matrix product
 // that a block of our kernels works on. The persistent ones are for 1x1 kernels on sm_90a.
@@ -104,9 +106,13 @@ inline bool persistent_kernels_take(Conv2dOperation operation, DType dtype,
          padded_channels(conv.C) == conv.C;
 }
 
+// The one that gives statistics: a thread has so few columns that their sums stay in registers.
+inline constexpr Conv2dKernel kStatisticsKernel = Conv2dKernel::kPersistent128x64;
+
 inline bool kernel_takes(Conv2dKernel kernel, Conv2dOperation operation, DType dtype,
                          const TensorCoreConv2d& conv) {
   if (kernel == Conv2dKernel::kCudnn) return false;
+  if (operation == Conv2dOperation::kForwardStatistics && kernel != kStatisticsKernel) return false;
   return facts_of(kernel).is_persistent ? persistent_kernels_take(operation, dtype, conv)
                                         : tensor_cores_take(operation, dtype, conv);
 }
@@ -122,6 +128,18 @@ inline PointwiseProduct forward_product(const TensorCoreConv2d& c) {
 }
 inline PointwiseProduct input_gradient_product(const TensorCoreConv2d& c) {
   return {c.N * c.H * c.W, c.C, c.K};
+}
+
+// The sums that it leaves for the statistics: one for each tile of rows and each column, the
+// last tile's filled up.
+struct StatisticsPartials {
+  int64_t tiles, columns;
+};
+inline StatisticsPartials statistics_partials(const TensorCoreConv2d& c) {
+  const auto [rows, columns, depth] = forward_product(c);
+  const Conv2dKernelFacts& tile = facts_of(kStatisticsKernel);
+  return {(rows + tile.rows - 1) / tile.rows,
+          (columns + tile.columns - 1) / tile.columns * tile.columns};
 }
 
 // The weights' gradient is a product with few rows and columns over a long sum, N * P * Q: slices
@@ -178,6 +196,24 @@ Conv2dKernel chosen_kernel(const Table& table, std::string_view device, DType dt
     if (is_choice_for(choice, device, dtype, operation, conv)) return choice.kernel;
   }
   return Conv2dKernel::kCudnn;
+}
+
+// The kernel called `wish` (SKINFAST_CONV2D), or where that is empty the table's, if it computes
+// the convolution on this device; else cuDNN.
+template <typename Table>
+Conv2dKernel usable_kernel(const Table& table, std::string_view wish, std::string_view device,
+                           bool has_persistent_kernels, Conv2dOperation operation, DType dtype,
+                           const TensorCoreConv2d& conv) {
+  Conv2dKernel kernel = Conv2dKernel::kCudnn;
+  if (wish.empty()) {
+    kernel = chosen_kernel(table, device, dtype, operation, conv);
+  } else {
+    for (const Conv2dKernelFacts& each : kConv2dKernels) {
+      if (each.name == wish) kernel = each.kernel;
+    }
+  }
+  const bool is_built = has_persistent_kernels || !facts_of(kernel).is_persistent;
+  return is_built && kernel_takes(kernel, operation, dtype, conv) ? kernel : Conv2dKernel::kCudnn;
 }
 
 }  // namespace skinfast

@@ -11,6 +11,7 @@ from skinfast.ops.conv2d import conv2d
 from skinfast.ops.conv2d_add_relu import conv2d_add_relu
 from skinfast.ops.conv2d_relu import conv2d_relu
 from skinfast.ops.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d
+from skinfast.ops.conv2d_statistics import conv2d_statistics
 from skinfast.ops.cross_entropy import cross_entropy
 from skinfast.ops.image_batch import image_batch
 from skinfast.ops.linear import linear
@@ -29,6 +30,7 @@ __all__ = [
     "conv2d_add_relu",
     "conv2d_relu",
     "conv2d_relu_max_pool2d",
+    "conv2d_statistics",
     "cross_entropy",
     "image_batch",
     "linear",

@@ -13,7 +13,7 @@ namespace {
 
 using namespace skinfast;
 
-std::array<std::array<int, kConv2dKernels.size()>, 5> calls{};
+std::array<std::array<int, kConv2dKernels.size()>, kConv2dOperations> calls{};
 CudaDevice device{"stand-in", 132, true};
 
 void require(bool condition, const char* what) {
@@ -56,6 +56,25 @@ void cutlass_conv2d(Conv2dKernel kernel, DType dtype, const TensorCoreConv2d& co
                       t.with_relu, output);
   } else {
     stand_in::forward(conv, x, weight, bias, residual, t.with_relu, output);
+  }
+}
+
+void persistent_conv2d_statistics(const TensorCoreConv2d& conv, const void* x, const void* weight,
+                                  void* output, float* sums, float* squares, cudaStream_t) {
+  const auto operation = Conv2dOperation::kForwardStatistics;
+  count(operation, kStatisticsKernel, DType::kBFloat16, conv, {x, weight, output});
+  const PointwiseProduct product = forward_product(conv);
+  auto* values = static_cast<BFloat16*>(output);
+  stand_in::product(product, as<BFloat16>(x), as<BFloat16>(weight), /*forward=*/true, nullptr,
+                    nullptr, /*with_relu=*/false, values);
+  const StatisticsPartials partials = statistics_partials(conv);
+  for (int64_t i = 0; i < partials.tiles * partials.columns; ++i) sums[i] = squares[i] = 0.0f;
+  for (int64_t i = 0; i < product.rows * product.columns; ++i) {
+    const int64_t tile = i / product.columns / facts_of(kStatisticsKernel).rows;
+    const int64_t place = tile * partials.columns + i % product.columns;
+    const float value = load(values[i]);
+    sums[place] += value;
+    squares[place] += value * value;
   }
 }
 

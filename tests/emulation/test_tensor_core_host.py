@@ -27,12 +27,20 @@ KERNELS = {
     "persistent128x128": 3,
     "persistent128x64": 4,
 }
-OPERATIONS = ("kForward", "kForwardReLU", "kForwardAddReLU", "kInputGradient", "kWeightGradient")
+OPERATIONS = (
+    "kForward",
+    "kForwardReLU",
+    "kForwardAddReLU",
+    "kForwardStatistics",
+    "kInputGradient",
+    "kWeightGradient",
+)
 SOURCES = [
     CSRC / "add_relu" / "add_relu_cuda.cu",
     CSRC / "conv2d" / "conv2d_cuda.cu",
     CSRC / "conv2d_relu" / "conv2d_relu_cuda.cu",
     CSRC / "conv2d_add_relu" / "conv2d_add_relu_cuda.cu",
+    CSRC / "conv2d_statistics" / "conv2d_statistics_cuda.cu",
     CSRC / "library.cpp",
     CSRC / "core" / "isa.cpp",
     HERE / "stand_in.cpp",
@@ -67,7 +75,12 @@ class StandIn:
 
     def __init__(self, name, source, includes=(), flags=()):
         self.namespace = f"skinfast_{name}"
-        flags = [*flags, f"-Dskinfast_emulated={self.namespace}", "-DSKINFAST_CUTLASS"]
+        flags = [
+            *flags,
+            f"-Dskinfast_emulated={self.namespace}",
+            "-DSKINFAST_CUTLASS",
+            "-DSKINFAST_CUTLASS_SM90",
+        ]
         flags += [f"-isystem{folder}" for folder in includes]
         path = build_library(name, [*SOURCES, source], [*TORCH_FLAGS, *flags], TORCH_LIBRARIES)
         torch.ops.load_library(path)
@@ -150,6 +163,7 @@ def calls_of(ops, case, **options):
         "kForward": lambda: ops.conv2d(x, weight, bias, *how),
         "kForwardReLU": lambda: ops.conv2d_relu(x, weight, bias, *how),
         "kForwardAddReLU": lambda: ops.conv2d_add_relu(x, weight, bias, output, *how),
+        "kForwardStatistics": lambda: ops.conv2d_statistics(x, weight, *how)[0],
         "kInputGradient": lambda: ops.conv2d_backward(output, x, weight, *how, True, False, False)[
             0
         ],
@@ -178,15 +192,22 @@ def test_equals_pytorch_in_float64(stand_in, monkeypatch, case, operation, kerne
         taken = False
     if kernel.startswith("persistent") and not is_for_persistent_kernels(case, operation):
         taken = False
-    assert calls == ({(operation, kernel): 1} if taken else {})
+    if operation == "kForwardStatistics":  # else it is the convolution alone, then its moments
+        simple = kernel.startswith("tile") or is_for_persistent_kernels(case, "kForward")
+        taken = taken and kernel == "persistent128x64"
+        alone = {("kForward", kernel): 1} if simple else {}
+    else:
+        alone = {}
+    assert calls == ({(operation, kernel): 1} if taken else alone)
     x, weight, bias, output, how = (
         t.double() if isinstance(t, torch.Tensor) else t for t in tensors_of(case)
     )
     stride, padding, *_ = how
     if operation.startswith("kForward"):
+        bias = None if operation == "kForwardStatistics" else bias
         expected = torch.nn.functional.conv2d(x, weight, bias, stride, padding)
         expected = expected + output if operation == "kForwardAddReLU" else expected
-        expected = expected if operation == "kForward" else expected.relu()
+        expected = expected.relu() if operation.endswith("ReLU") else expected
     else:
         wanted = [operation == "kInputGradient", operation == "kWeightGradient", False]
         expected = torch.ops.aten.convolution_backward(
@@ -214,6 +235,33 @@ def test_what_the_kernels_cannot_take_is_pytorchs(plain, monkeypatch, operation,
 def test_without_a_wish_the_committed_table_decides_and_its_device_is_not_this(plain):
     for call in calls_of(plain.ops, "3x3-strided").values():
         assert plain.made(call)[1] == {}
+
+
+@pytest.mark.parametrize("case", ["pointwise", "pointwise-1x1-map", "many-slices"])
+def test_statistics_are_those_of_the_output_in_any_order_of_threads(stand_in, monkeypatch, case):
+    monkeypatch.setenv("SKINFAST_CONV2D", "persistent128x64")
+    x, weight, _, _, how = tensors_of(case)
+    results = []
+    for seed in "01":
+        monkeypatch.setenv("SKINFAST_EMULATION_SEED", seed)
+        results.append(stand_in.ops.conv2d_statistics(x, weight, *how))
+    (output, statistics), (_, again) = results
+    assert torch.equal(statistics, again)
+    values = output.double().transpose(0, 1).flatten(1)
+    expected = torch.stack([values.mean(1), values.var(1, correction=0)])
+    assert statistics.dtype == torch.float32
+    torch.testing.assert_close(statistics.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_statistics_of_equal_values_have_no_negative_variance(plain, monkeypatch):
+    monkeypatch.setenv("SKINFAST_CONV2D", "persistent128x64")
+    x, weight = torch.ones(2000, 8, 1, 1).bfloat16(), torch.ones(8, 8, 1, 1).bfloat16()
+    how = (1, 1), (0, 0), (1, 1), 1
+    (_, statistics), calls = plain.made(lambda: plain.ops.conv2d_statistics(x, weight, *how))
+    assert calls == {("kForwardStatistics", "persistent128x64"): 1}
+    assert statistics[0].tolist() == [8.0] * 8 and statistics[1].tolist() == [0.0] * 8
+    x[3] = float("nan")
+    assert plain.ops.conv2d_statistics(x, weight, *how)[1].isnan().all()
 
 
 def test_persistent_kernels_are_for_the_devices_that_have_them(plain, monkeypatch):
@@ -269,12 +317,12 @@ def test_sizes_that_32_bits_cannot_index_are_refused(plain):
         return plain.takes("tile128x64", dtype, operation, *sizes)
 
     bfloat16, half = 2, 3
-    assert takes(bfloat16, 0, 256, 64, 16, 64, 3) and takes(half, 4, 256, 64, 16, 64, 3)
+    assert takes(bfloat16, 0, 256, 64, 16, 64, 3) and takes(half, 5, 256, 64, 16, 64, 3)
     assert not takes(0, 0, 256, 64, 16, 64, 3)  # float32
     assert not takes(bfloat16, 0, 2**16, 64, 16, 64, 3)  # 2^31 bytes
     assert takes(bfloat16, 0, 2**16 - 1, 64, 16, 64, 3)
     assert not takes(bfloat16, 0, 256, 64, 16, 60, 3)  # filters
-    assert not takes(bfloat16, 3, 256, 60, 16, 64, 3)  # channels, where they cannot be padded
+    assert not takes(bfloat16, 4, 256, 60, 16, 64, 3)  # channels, where they cannot be padded
     assert not takes(bfloat16, 0, 0, 64, 16, 64, 3)  # empty
     assert not takes(bfloat16, 0, 2, 8, 64, 8, 33)  # taps
 
@@ -292,6 +340,10 @@ def test_autotune_asks_for_what_a_kernel_computes(plain):
             assert asked == computed, f"{operation} {dtype} {v}"
             tiles = [name for name in asked if name.startswith("tile")]
             assert autotune.candidates(operation, v, dtype, has_persistent_kernels=False) == tiles
+            if v.R == 1 and v.stride == (1, 1) and dtype == torch.bfloat16:
+                assert any(name.startswith("persistent") for name in asked) == (
+                    operation != "kWeightGradient"
+                )
 
 
 def test_the_table_that_autotune_writes_is_followed(_compiler, tmp_path):
@@ -321,6 +373,7 @@ def test_the_table_that_autotune_writes_is_followed(_compiler, tmp_path):
         "kForward": {("kForward", "tile128x128"): 1},
         "kForwardReLU": {},  # listed for float16
         "kForwardAddReLU": {},  # cuDNN is as fast
+        "kForwardStatistics": {("kForward", "tile128x128"): 1},  # not listed itself
         "kInputGradient": {},  # listed for another device
         "kWeightGradient": {("kWeightGradient", "tile128x64"): 1},
     }

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from skinfast import testing
-from skinfast.ops import conv2d, conv2d_add_relu, conv2d_relu
+from skinfast.ops import conv2d, conv2d_add_relu, conv2d_relu, conv2d_statistics
+from skinfast.ops.conv2d_statistics import has_persistent_kernels, is_chosen
 
 
 def missing():
@@ -17,13 +18,6 @@ def missing():
 
     built = _host.build_info()["cutlass"]
     return "" if built.startswith("CUTLASS") else f"tensor-core kernels: {built}"
-
-
-def has_persistent_kernels():
-    from skinfast import _host
-
-    built = "sm_90a" in _host.build_info()["cutlass"]
-    return built and torch.cuda.get_device_capability() == (9, 0)
 
 
 PERSISTENT = ("persistent128x128", "persistent128x64")
@@ -116,3 +110,29 @@ def test_nan_and_infinity_pass_through(monkeypatch, kernel):
     output = conv2d_relu(x, weight.contiguous(memory_format=torch.channels_last).repeat(3, 1, 1, 1))
     assert output[0, :, 0, 0].isnan().all() and output.isnan().sum() == 24
     assert output[1, :, 3, 3].isinf().all() and output.isinf().sum() == 24
+
+
+POINTWISE = [name for name in CASES if name.startswith("pointwise") and name[-7:] != "strided"]
+
+
+@pytest.mark.parametrize("case", POINTWISE)
+def test_statistics_are_those_of_the_output(monkeypatch, case):
+    if not has_persistent_kernels():
+        pytest.skip("needs a GPU of compute capability 9.0, and a build for sm_90a")
+    x_shape, w_shape, *_ = CASES[case]
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (
+        torch.randn(shape, generator=generator)
+        .to("cuda", torch.bfloat16)
+        .contiguous(memory_format=torch.channels_last)
+        for shape in (x_shape, w_shape)
+    )
+    monkeypatch.setenv("SKINFAST_CONV2D", "persistent128x64")
+    assert is_chosen(x, weight, (1, 1), (0, 0), (1, 1), 1)
+    (output, statistics), (same, again) = (conv2d_statistics(x, weight) for _ in range(2))
+    assert torch.equal(output, same) and torch.equal(statistics, again)
+    exact = conv2d(x.double(), weight.double())
+    torch.testing.assert_close(output.double(), exact, rtol=2**-7, atol=1e-2)
+    values = exact.transpose(0, 1).flatten(1)
+    expected = torch.stack([values.mean(1), values.var(1, correction=0)])
+    torch.testing.assert_close(statistics.double(), expected, rtol=1e-4, atol=1e-4)
