@@ -67,12 +67,7 @@ def candidates(
         of_forward = candidates("kForward", v, dtype, has_persistent_kernels)
         return [name for name in of_forward if name == "persistent128x64"]
     is_product = v.R == v.S == 1 and v.stride == (1, 1) and v.padding == (0, 0) and v.C % 8 == 0
-    persistent = (
-        has_persistent_kernels
-        and is_product
-        and dtype == torch.bfloat16
-        and operation != "kWeightGradient"
-    )
+    persistent = has_persistent_kernels and is_product and dtype == torch.bfloat16
     return [name for name in kernels() if persistent or not name.startswith("persistent")]
 
 

@@ -38,6 +38,9 @@ void persistent_conv2d(Conv2dKernel kernel, const TensorCoreConv2d& conv,
 void persistent_conv2d_input_gradient(Conv2dKernel kernel, const TensorCoreConv2d& conv,
                                       const void* grad_output, const void* weight, void* grad_x,
                                       cudaStream_t stream);
+void persistent_conv2d_weight_gradient(Conv2dKernel kernel, const TensorCoreConv2d& conv,
+                                       const void* grad_output, const void* x, float* partial,
+                                       int64_t slices, cudaStream_t stream);
 
 // output = conv2d(x, weight), and of each tile of it the columns' sums and sums of squares:
 // [partials.tiles, partials.columns], partials = statistics_partials(conv).

@@ -36,15 +36,16 @@ struct Persistent128x64 {
 
 // A PointwiseProduct whose sums end in `Fusion`. Source: the element type of what that adds, or
 // void.
-template <typename Schedule, typename RightLayout, typename Source, typename Fusion>
+template <typename Schedule, typename LeftLayout, typename RightLayout, typename Source,
+          typename Output, typename Fusion>
 struct Product {
   using Cluster = cute::Shape<_1, _1, _1>;
   using Epilogue = typename collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, typename Schedule::Tile, Cluster,
-      collective::EpilogueTileAuto, float, float, Source, RowMajor, kAlignment, Element, RowMajor,
-      kAlignment, typename Schedule::Epilogue, Fusion>::CollectiveOp;
+      collective::EpilogueTileAuto, float, float, Source, RowMajor, kAlignment, Output, RowMajor,
+      16 / static_cast<int>(sizeof(Output)), typename Schedule::Epilogue, Fusion>::CollectiveOp;
   using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
-      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Element, RowMajor, kAlignment, Element,
+      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Element, LeftLayout, kAlignment, Element,
       RightLayout, kAlignment, float, typename Schedule::Tile, Cluster,
       cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(
           sizeof(typename Epilogue::SharedStorage))>,
@@ -58,23 +59,27 @@ struct Product {
                   const typename Epilogue::FusionCallbacks::Arguments& fused, cudaStream_t stream) {
     const auto element = [](const void* data) { return static_cast<const Element*>(data); };
     const auto extent = [](int64_t size) { return static_cast<int>(size); };
+    const auto slice = [&](int64_t size) { return p.slices > 1 ? size : 0; };
+    typename Mainloop::StrideA left_stride;
+    if constexpr (std::is_same_v<LeftLayout, RowMajor>) {
+      left_stride = {p.depth, _1{}, slice(p.rows * p.depth)};
+    } else {
+      left_stride = {_1{}, p.rows, slice(p.rows * p.depth)};
+    }
     typename Mainloop::StrideB right_stride;
     if constexpr (std::is_same_v<RightLayout, ColumnMajor>) {
-      right_stride = {p.depth, _1{}, 0};
+      right_stride = {p.depth, _1{}, slice(p.columns * p.depth)};
     } else {
-      right_stride = {_1{}, p.columns, 0};
+      right_stride = {_1{}, p.columns, slice(p.columns * p.depth)};
     }
+    const typename Epilogue::StrideD output_stride{p.columns, _1{}, slice(p.rows * p.columns)};
     int device = 0;
     STD_CUDA_CHECK(cudaGetDevice(&device));
     const typename Kernel::Arguments arguments{
-        cutlass::gemm::GemmUniversalMode::kGemm,
-        {extent(p.rows), extent(p.columns), extent(p.depth), 1},
-        {element(left), {p.depth, _1{}, 0}, element(right), right_stride},
-        {fused,
-         element(source),
-         {p.columns, _1{}, 0},
-         static_cast<Element*>(output),
-         {p.columns, _1{}, 0}},
+        cutlass::gemm::GemmUniversalMode::kBatched,
+        {extent(p.rows), extent(p.columns), extent(p.depth), extent(p.slices)},
+        {element(left), left_stride, element(right), right_stride},
+        {fused, element(source), output_stride, static_cast<Output*>(output), output_stride},
         {device, cuda_device(device).multiprocessors}};
     SKINFAST_CHECK(Kernel::can_implement(arguments) && Kernel::get_workspace_size(arguments) == 0,
                    "conv2d: CUTLASS refuses this matrix product; set SKINFAST_CONV2D=cudnn");
@@ -118,7 +123,7 @@ void persistent_conv2d(Conv2dKernel kernel, const TensorCoreConv2d& c, const Con
                        cudaStream_t stream) {
   dispatch_schedule(kernel, [&]<typename Schedule>() {
     using Fusion = fusion::LinCombPerColBiasEltAct<OptionalReLU, Element, float>;
-    using Forward = Product<Schedule, ColumnMajor, Element, Fusion>;
+    using Forward = Product<Schedule, RowMajor, ColumnMajor, Element, Element, Fusion>;
     typename Forward::Epilogue::FusionCallbacks::Arguments fused;
     // At zero the source is not read; its descriptor is made all the same, of a tensor that exists.
     fused.beta = tensors.residual ? 1.0f : 0.0f;
@@ -132,7 +137,8 @@ void persistent_conv2d(Conv2dKernel kernel, const TensorCoreConv2d& c, const Con
 
 void persistent_conv2d_statistics(const TensorCoreConv2d& c, const void* x, const void* weight,
                                   void* output, float* sums, float* squares, cudaStream_t stream) {
-  using Forward = Product<Persistent128x64, ColumnMajor, void, ColumnSums<Persistent128x64>>;
+  using Forward =
+      Product<Persistent128x64, RowMajor, ColumnMajor, void, Element, ColumnSums<Persistent128x64>>;
   Forward::run(forward_product(c), x, weight, nullptr, output, {{{}, {squares}}, {sums}}, stream);
 }
 
@@ -141,8 +147,18 @@ void persistent_conv2d_input_gradient(Conv2dKernel kernel, const TensorCoreConv2
                                       cudaStream_t stream) {
   dispatch_schedule(kernel, [&]<typename Schedule>() {
     using Fusion = fusion::LinearCombination<Element, float, void>;
-    using Gradient = Product<Schedule, RowMajor, void, Fusion>;
+    using Gradient = Product<Schedule, RowMajor, RowMajor, void, Element, Fusion>;
     Gradient::run(input_gradient_product(c), grad_output, weight, nullptr, grad_x, {}, stream);
+  });
+}
+
+void persistent_conv2d_weight_gradient(Conv2dKernel kernel, const TensorCoreConv2d& c,
+                                       const void* grad_output, const void* x, float* partial,
+                                       int64_t slices, cudaStream_t stream) {
+  dispatch_schedule(kernel, [&]<typename Schedule>() {
+    using Fusion = fusion::LinearCombination<float, float, void>;
+    using Gradient = Product<Schedule, ColumnMajor, RowMajor, void, float, Fusion>;
+    Gradient::run(weight_gradient_product(c, slices), grad_output, x, nullptr, partial, {}, stream);
   });
 }
 

@@ -102,8 +102,7 @@ inline bool tensor_cores_take(Conv2dOperation operation, DType dtype,
 inline bool persistent_kernels_take(Conv2dOperation operation, DType dtype,
                                     const TensorCoreConv2d& conv) {
   return tensor_cores_take(operation, dtype, conv) && dtype == DType::kBFloat16 &&
-         operation != Conv2dOperation::kWeightGradient && conv.is_pointwise() &&
-         padded_channels(conv.C) == conv.C;
+         conv.is_pointwise() && padded_channels(conv.C) == conv.C;
 }
 
 // The one that gives statistics: a thread has so few columns that their sums stay in registers.
@@ -117,17 +116,22 @@ inline bool kernel_takes(Conv2dKernel kernel, Conv2dOperation operation, DType d
                                         : tensor_cores_take(operation, dtype, conv);
 }
 
-// What they compute: output [rows, columns] = left [rows, depth] times right [depth, columns]. left
-// and output lie row by row. right is the weights [K, C]: column by column forward, row by row
-// backward.
+// What they compute: output [slices, rows, columns] = left [rows, slices * depth] times right
+// [slices * depth, columns], each slice of the sum by itself. The output lies row by row; so do
+// left and right, but for the transposes of what is stored: right forward, left for the weights'
+// gradient.
 struct PointwiseProduct {
-  int64_t rows, columns, depth;
+  int64_t rows, columns, depth, slices = 1;
 };
 inline PointwiseProduct forward_product(const TensorCoreConv2d& c) {
   return {c.N * c.H * c.W, c.K, c.C};
 }
 inline PointwiseProduct input_gradient_product(const TensorCoreConv2d& c) {
   return {c.N * c.H * c.W, c.C, c.K};
+}
+// The slices divide N * H * W.
+inline PointwiseProduct weight_gradient_product(const TensorCoreConv2d& c, int64_t slices) {
+  return {c.K, c.C, c.N * c.H * c.W / slices, slices};
 }
 
 // The sums that it leaves for the statistics: one for each tile of rows and each column, the
@@ -136,7 +140,7 @@ struct StatisticsPartials {
   int64_t tiles, columns;
 };
 inline StatisticsPartials statistics_partials(const TensorCoreConv2d& c) {
-  const auto [rows, columns, depth] = forward_product(c);
+  const auto [rows, columns, depth, slices] = forward_product(c);
   const Conv2dKernelFacts& tile = facts_of(kStatisticsKernel);
   return {(rows + tile.rows - 1) / tile.rows,
           (columns + tile.columns - 1) / tile.columns * tile.columns};
@@ -153,7 +157,10 @@ inline int64_t weight_gradient_slices(Conv2dKernel kernel, const TensorCoreConv2
   const int64_t tiles =
       ((conv.K + tile.rows - 1) / tile.rows) * ((columns + tile.columns - 1) / tile.columns);
   const int64_t longest = conv.N * conv.P * conv.Q / (kLeastSteps * kTensorCoreDepth);
-  return std::max<int64_t>(1, std::min(kBlocks / tiles, longest));
+  int64_t slices = std::max<int64_t>(1, std::min(kBlocks / tiles, longest));
+  // The persistent kernels know only slices of one length.
+  while (tile.is_persistent && conv.N * conv.P * conv.Q % slices != 0) --slices;
+  return slices;
 }
 
 // --- the table of choices

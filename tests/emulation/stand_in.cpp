@@ -97,6 +97,11 @@ void cutlass_conv2d_weight_gradient(Conv2dKernel kernel, DType dtype, const Tens
                                     int64_t slices, cudaStream_t) {
   count(Conv2dOperation::kWeightGradient, kernel, dtype, conv, {grad_output, x, partial});
   const int64_t rows = conv.N * conv.P * conv.Q, step = (rows + slices - 1) / slices;
+  if (facts_of(kernel).is_persistent) {
+    const PointwiseProduct product = weight_gradient_product(conv, slices);
+    require(product.depth * product.slices == rows, "slices of one length");
+    require(product.rows * product.columns == conv.weight_size(), "all weights");
+  }
   for (int64_t slice = 0; slice < slices; ++slice) {
     stand_in::weight_gradient(conv, as<BFloat16>(grad_output), as<BFloat16>(x),
                               partial + slice * conv.weight_size(), std::min(rows, slice * step),

@@ -173,10 +173,7 @@ def calls_of(ops, case, **options):
     }
 
 
-def is_for_persistent_kernels(case, operation):
-    return case in ("pointwise", "pointwise-1x1-map", "many-slices") and operation[-14:] != (
-        "WeightGradient"
-    )
+FOR_PERSISTENT_KERNELS = ("pointwise", "pointwise-1x1-map", "many-slices")
 
 
 @pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "cudnn"])
@@ -190,10 +187,10 @@ def test_equals_pytorch_in_float64(stand_in, monkeypatch, case, operation, kerne
     small = case in ("3x3", "many-slices", "pointwise-1x1-map")
     if operation == "kForwardReLU" and small:
         taken = False
-    if kernel.startswith("persistent") and not is_for_persistent_kernels(case, operation):
+    if kernel.startswith("persistent") and case not in FOR_PERSISTENT_KERNELS:
         taken = False
     if operation == "kForwardStatistics":  # else it is the convolution alone, then its moments
-        simple = kernel.startswith("tile") or is_for_persistent_kernels(case, "kForward")
+        simple = kernel.startswith("tile") or case in FOR_PERSISTENT_KERNELS
         taken = taken and kernel == "persistent128x64"
         alone = {("kForward", kernel): 1} if simple else {}
     else:
@@ -237,7 +234,7 @@ def test_without_a_wish_the_committed_table_decides_and_its_device_is_not_this(p
         assert plain.made(call)[1] == {}
 
 
-@pytest.mark.parametrize("case", ["pointwise", "pointwise-1x1-map", "many-slices"])
+@pytest.mark.parametrize("case", FOR_PERSISTENT_KERNELS)
 def test_statistics_are_those_of_the_output_in_any_order_of_threads(stand_in, monkeypatch, case):
     monkeypatch.setenv("SKINFAST_CONV2D", "persistent128x64")
     x, weight, _, _, how = tensors_of(case)
@@ -304,6 +301,10 @@ def test_a_gradient_in_slices_does_not_depend_on_the_order_of_threads(plain, mon
         (2, 4096, 512, 4608, 1),
         (1, 100, 64, 64, 1),  # too short to cut
         (1, 2**24, 8, 8, 264),
+        (3, 2**24, 8, 8, 256),  # of one length
+        (4, 65536, 256, 64, 128),
+        (4, 76 * 64, 128, 512, 19),
+        (3, 4801, 64, 64, 1),
     ],
 )
 def test_slices_fill_the_device_and_are_not_too_short(
@@ -341,9 +342,7 @@ def test_autotune_asks_for_what_a_kernel_computes(plain):
             tiles = [name for name in asked if name.startswith("tile")]
             assert autotune.candidates(operation, v, dtype, has_persistent_kernels=False) == tiles
             if v.R == 1 and v.stride == (1, 1) and dtype == torch.bfloat16:
-                assert any(name.startswith("persistent") for name in asked) == (
-                    operation != "kWeightGradient"
-                )
+                assert any(name.startswith("persistent") for name in asked)
 
 
 def test_the_table_that_autotune_writes_is_followed(_compiler, tmp_path):

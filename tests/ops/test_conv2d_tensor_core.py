@@ -95,9 +95,10 @@ def test_the_persistent_kernel_runs_where_the_device_has_it(monkeypatch, op, ker
     monkeypatch.setenv("SKINFAST_CONV2D", kernel)
     with torch.profiler.profile() as profile:
         run(op, "pointwise", torch.bfloat16)
-    ours = [event.key for event in profile.key_averages() if "device_kernel" in event.key]
-    # Forward and the gradient of the input.
-    assert len(ours) == (2 if has_persistent_kernels() else 0)
+    names = [event.key for event in profile.key_averages()]
+    ours = [name for name in names if "GemmUniversal<cute::tuple<int, int, int, int>" in name]
+    # Forward and both gradients.
+    assert len(ours) == (3 if has_persistent_kernels() else 0)
 
 
 @pytest.mark.parametrize("kernel", ["tile128x64", *PERSISTENT])
