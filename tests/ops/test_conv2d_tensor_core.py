@@ -3,10 +3,13 @@
 What prepares their calls is tested on every machine, by tests/emulation/test_tensor_core_host.py.
 """
 
+import copy
+
 import pytest
 import torch
 
 from skinfast import testing
+from skinfast.models import build_model
 from skinfast.ops import conv2d, conv2d_add_relu, conv2d_relu, conv2d_statistics
 from skinfast.ops.conv2d_statistics import has_persistent_kernels, is_chosen
 
@@ -137,3 +140,28 @@ def test_statistics_are_those_of_the_output(monkeypatch, case):
     values = exact.transpose(0, 1).flatten(1)
     expected = torch.stack([values.mean(1), values.var(1, correction=0)])
     torch.testing.assert_close(statistics.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_whose_batch_norms_take_these_statistics_is_as_exact(monkeypatch):
+    if not has_persistent_kernels():
+        pytest.skip("needs a GPU of compute capability 9.0, and a build for sm_90a")
+    torch.manual_seed(0)
+    model = build_model("resnet50", image_size=64).train()
+    model.layer2, model.layer3, model.layer4 = model.layer2[:1], model.layer3[:1], model.layer4[:1]
+    images = torch.randn(64, 3, 64, 64, device="cuda").to(memory_format=torch.channels_last)
+
+    def logits(kernel, dtype):
+        monkeypatch.setenv("SKINFAST_CONV2D", kernel)
+        twin = copy.deepcopy(model).to("cuda", dtype).to(memory_format=torch.channels_last)
+        autocast = torch.autocast("cuda", torch.bfloat16, enabled=dtype != torch.float64)
+        with testing.RecordOps() as record, autocast:
+            result = twin(images.to(dtype))
+        return result.double(), [call[0]._schema.name for call in record.calls]
+
+    exact, _ = logits("cudnn", torch.float64)
+    theirs, plain = logits("cudnn", torch.float32)
+    ours, fused = logits("persistent128x64", torch.float32)
+    assert plain.count("skinfast::conv2d_statistics") == 0
+    assert fused.count("skinfast::conv2d_statistics") == 2 * 6  # the 1x1 convolutions of 6 blocks
+    errors = [(value - exact).norm().item() for value in (ours, theirs)]
+    assert errors[0] <= testing.LOW_PRECISION_FACTOR * errors[1], errors
