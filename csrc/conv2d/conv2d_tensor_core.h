@@ -134,8 +134,8 @@ inline PointwiseProduct weight_gradient_product(const TensorCoreConv2d& c, int64
   return {c.K, c.C, c.N * c.H * c.W / slices, slices};
 }
 
-// The sums that it leaves for the statistics: one for each tile of rows and each column, the
-// last tile's filled up.
+// The sums that kStatisticsKernel leaves: one for each tile of rows and each column, the columns
+// filled up to whole tiles.
 struct StatisticsPartials {
   int64_t tiles, columns;
 };

@@ -359,6 +359,11 @@ def test_the_table_that_autotune_writes_is_followed(_compiler, tmp_path):
             "stand-in", "kBFloat16", "kWeightGradient", measured, {"cudnn": 9.0, "tile128x64": 3.0}
         ),
     ]
+    pointwise = autotune.Convolution(3, 24, 4, 3, 16, 1, 1, 4, 3, (1, 1), (0, 0))
+    times = {"cudnn": 9.0, "persistent128x64": 3.0}
+    measurements.append(
+        autotune.Measurement("stand-in", "kBFloat16", "kForwardStatistics", pointwise, times)
+    )
     autotune.write(measurements, tmp_path / "times.json")
     assert autotune.read(tmp_path / "times.json") == measurements
     header = tmp_path / "conv2d" / "conv2d_choices.h"
@@ -376,6 +381,8 @@ def test_the_table_that_autotune_writes_is_followed(_compiler, tmp_path):
         "kInputGradient": {},  # listed for another device
         "kWeightGradient": {("kWeightGradient", "tile128x64"): 1},
     }
+    call = calls_of(ops.ops, "pointwise")["kForwardStatistics"]
+    assert ops.made(call)[1] == {("kForwardStatistics", "persistent128x64"): 1}
     x, weight, bias, _, how = tensors_of("3x3-strided")
     for images, listed in ((3, True), (4, False)):  # batches of 2 and 3 share a class
         batch = x[:1].expand(images, -1, -1, -1).contiguous(memory_format=LAST)
