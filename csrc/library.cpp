@@ -15,6 +15,9 @@ STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
       "int[2] padding, int[2] dilation, int groups, bool want_input, bool want_weight, "
       "bool want_bias) -> (Tensor, Tensor, Tensor)");
   m.def(
+      "conv2d_statistics(Tensor input, Tensor weight, int[2] stride, int[2] padding, "
+      "int[2] dilation, int groups) -> (Tensor output, Tensor statistics)");
+  m.def(
       "conv2d_relu(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, "
       "int[2] dilation, int groups) -> Tensor");
   m.def(
@@ -53,7 +56,7 @@ STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
       "bool decoupled_weight_decay, Tensor? grad_scale, Tensor? found_inf) -> ()");
   m.def(
       "batch_norm_relu(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, "
-      "Tensor? running_var, bool training, float eps, bool relu) "
+      "Tensor? running_var, bool training, float eps, bool relu, Tensor? statistics=None) "
       "-> (Tensor output, Tensor mask, Tensor mean, Tensor variance)");
   m.def(
       "batch_norm_relu_backward(Tensor grad_output, Tensor x, Tensor mask, Tensor mean, "
@@ -61,7 +64,8 @@ STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
       "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
   m.def(
       "batch_norm_add_relu(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, "
-      "Tensor? running_mean, Tensor? running_var, bool training, float eps) "
+      "Tensor? running_mean, Tensor? running_var, bool training, float eps, "
+      "Tensor? statistics=None) "
       "-> (Tensor output, Tensor mask, Tensor mean, Tensor variance)");
   m.def(
       "batch_norm_add_relu_backward(Tensor grad_output, Tensor x, Tensor mask, Tensor mean, "

@@ -3,8 +3,9 @@
     python bench/gpu/autotune.py --output times.json
     python bench/gpu/autotune.py --read times.json --output csrc/conv2d/conv2d_choices.h
 
-Every tensor-core kernel of skinfast takes turns with cuDNN, each in a CUDA graph, on every
-convolution of the model, forward (alone, with ReLU, with addition and ReLU) and for both gradients.
+On every convolution of the model, forward (alone, with ReLU, with addition and ReLU, with the
+statistics for a batch norm and that batch norm) and for both gradients, the tensor-core kernels of
+skinfast that can compute it take turns with cuDNN, each in a CUDA graph.
 A kernel whose error against float64 is more than twice cuDNN's ends the run. The table lists those
 that are faster than cuDNN by more than the noise; build again to use it. An output that ends in .h
 is the table, any other all times as JSON, which is complete after every convolution.
@@ -31,10 +32,18 @@ from torch import Tensor  # noqa: E402
 
 from skinfast.models import build_model  # noqa: E402
 from skinfast.nn import Conv2d  # noqa: E402
+from skinfast.ops.conv2d_statistics import has_persistent_kernels, is_chosen  # noqa: E402
 from skinfast.testing import LOW_PRECISION_FACTOR, has_cuda_kernels  # noqa: E402
 
 # The names in csrc/conv2d/conv2d_tensor_core.h.
-OPERATIONS = ("kForward", "kForwardReLU", "kForwardAddReLU", "kInputGradient", "kWeightGradient")
+OPERATIONS = (
+    "kForward",
+    "kForwardReLU",
+    "kForwardAddReLU",
+    "kForwardStatistics",
+    "kInputGradient",
+    "kWeightGradient",
+)
 DTYPES = {torch.bfloat16: "kBFloat16", torch.float16: "kHalf"}
 # How much faster than cuDNN a kernel must be to be listed.
 LEAST_GAIN = 1.03
@@ -46,6 +55,20 @@ def kernels() -> dict[str, str]:
     text = (ROOT / "csrc" / "conv2d" / "conv2d_tensor_core.h").read_text(encoding="utf-8")
     found = re.findall(r'\{Conv2dKernel::(\w+), "(\w+)"', text)
     return {name: enumerator for enumerator, name in found if name != "cudnn"}
+
+
+def candidates(
+    operation: str, v: Convolution, dtype: torch.dtype, has_persistent_kernels: bool
+) -> list[str]:
+    """The kernels that can compute it (kernel_takes in csrc/conv2d/conv2d_tensor_core.h)."""
+    if operation == "kInputGradient" and v.C % 8 != 0:
+        return []
+    if operation == "kForwardStatistics":
+        of_forward = candidates("kForward", v, dtype, has_persistent_kernels)
+        return [name for name in of_forward if name == "persistent128x64"]
+    is_product = v.R == v.S == 1 and v.stride == (1, 1) and v.padding == (0, 0) and v.C % 8 == 0
+    persistent = has_persistent_kernels and is_product and dtype == torch.bfloat16
+    return [name for name in kernels() if persistent or not name.startswith("persistent")]
 
 
 class Convolution(NamedTuple):
@@ -179,6 +202,19 @@ def call_of(operation: str, v: Convolution, dtype: torch.dtype) -> Callable[[], 
         return lambda: ops.conv2d_relu(x, weight, bias, *how)
     if operation == "kForwardAddReLU":
         return lambda: ops.conv2d_add_relu(x, weight, bias, output, *how)
+    if operation == "kForwardStatistics":
+
+        def normalized() -> Tensor:
+            """As in training: with the batch norm that takes the statistics, or computes them."""
+            statistics = None
+            if is_chosen(x, weight, *how):
+                y, statistics = ops.conv2d_statistics(x, weight, *how)
+            else:
+                y = ops.conv2d(x, weight, None, *how)
+            nothing = (None,) * 4
+            return ops.batch_norm_relu(y, *nothing, True, 1e-5, True, statistics)[0]
+
+        return normalized
     wanted = [operation == "kInputGradient", operation == "kWeightGradient", False]
     index = wanted.index(True)
     return lambda: ops.conv2d_backward(output, x, weight, *how, *wanted)[index]
@@ -208,7 +244,7 @@ def measure(operation: str, v: Convolution, dtype: torch.dtype, rounds: int) -> 
         exact = call_of(operation, v, torch.float64)()
         allowed = LOW_PRECISION_FACTOR * (call().double() - exact).abs().max().item()
         calls = {"cudnn": graphed(call)}
-    for name in kernels():
+    for name in candidates(operation, v, dtype, has_persistent_kernels()):
         with computed_by(name):
             error = (call().double() - exact).abs().max().item()
             if not error <= allowed:
@@ -264,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             measurements.extend(
                 measure(operation, v, dtype, options.rounds)
                 for operation in OPERATIONS
-                if operation != "kInputGradient" or v.C % 8 == 0
+                if candidates(operation, v, dtype, has_persistent_kernels())
             )
             write(measurements, options.output)
     chosen = sum(m.choice() is not None for m in measurements)

@@ -11,9 +11,10 @@ template <FourTensors (*kForward)(const BatchNormInputs&)>
 FourTensors batch_norm_add_relu_host(const Tensor& x, const Tensor& residual,
                                      const OptionalTensor& weight, const OptionalTensor& bias,
                                      const OptionalTensor& running_mean,
-                                     const OptionalTensor& running_var, bool training, double eps) {
+                                     const OptionalTensor& running_var, bool training, double eps,
+                                     const OptionalTensor& statistics) {
   return kForward({"batch_norm_add_relu", x, residual, weight, bias, running_mean, running_var,
-                   training, eps, true});
+                   training, eps, true, statistics});
 }
 
 template <FourTensors (*kBackward)(const BatchNormBackwardInputs&)>

@@ -21,6 +21,7 @@ struct BatchNormInputs {
   bool training;
   double eps;
   bool relu;
+  OptionalTensor statistics = std::nullopt;  // [2, C]: the batch's, if known already
 };
 
 struct BatchNormBackwardInputs {
@@ -109,6 +110,13 @@ inline void check_forward(const BatchNormInputs& in) {
   check_vector(in.op, "running_var", in.running_var, in.x);
   SKINFAST_CHECK(in.running_mean.has_value() == in.running_var.has_value(), in.op,
                  ": one of running_mean and running_var is None; give both or neither");
+  if (in.statistics.has_value()) {
+    SKINFAST_CHECK(in.training, in.op,
+                   ": statistics are given; evaluation takes running_mean and running_var alone");
+    check_same_device(in.op, "statistics", *in.statistics, "x", in.x);
+    check_dtype(in.op, "statistics", *in.statistics, statistics_dtype(in.x));
+    check_shape(in.op, "statistics", *in.statistics, {2, in.x.size(1)});
+  }
   SKINFAST_CHECK(in.training || in.running_mean.has_value(), in.op,
                  ": running_mean is None; evaluation needs running_mean and running_var");
   check_eps(in.op, in.eps);
@@ -125,8 +133,15 @@ void with_forward_call(const BatchNormInputs& in, const Tensor& output, uint8_t*
   if (in.residual.has_value()) residual = dense(*in.residual, layout);
   const OptionalTensor weight = in_statistics_dtype(in.weight, x);
   const OptionalTensor bias = in_statistics_dtype(in.bias, x);
-  const OptionalTensor running_mean = in_statistics_dtype(in.running_mean, x);
-  const OptionalTensor running_var = in_statistics_dtype(in.running_var, x);
+  // Statistics that are known are normalised by as in evaluation.
+  OptionalTensor mean_given, variance_given;
+  if (in.statistics.has_value()) {
+    mean_given = dense(torch::stable::select(*in.statistics, 0, 0), MemoryFormat::Contiguous);
+    variance_given = dense(torch::stable::select(*in.statistics, 0, 1), MemoryFormat::Contiguous);
+  } else {
+    mean_given = in_statistics_dtype(in.running_mean, x);
+    variance_given = in_statistics_dtype(in.running_var, x);
+  }
   const Tensor coefficients = new_vector(x, 2);
   BatchNormForward forward{
       .shape = shape_in_memory(x, layout),
@@ -134,10 +149,10 @@ void with_forward_call(const BatchNormInputs& in, const Tensor& output, uint8_t*
       .residual = data_or_null(residual),
       .weight = data_or_null(weight),
       .bias = data_or_null(bias),
-      .running_mean = data_or_null(running_mean),
-      .running_var = data_or_null(running_var),
+      .running_mean = data_or_null(mean_given),
+      .running_var = data_or_null(variance_given),
       .eps = in.eps,
-      .training = in.training,
+      .training = in.training && !in.statistics.has_value(),
       .output = output.mutable_data_ptr(),
       .mask = mask,
       .mean = mean.mutable_data_ptr(),

@@ -28,10 +28,10 @@ struct BatchNormForward {
   const void* residual;      // T [rows, columns], optional
   const void* weight;        // A, optional
   const void* bias;          // A, optional
-  const void* running_mean;  // A, where not training
+  const void* running_mean;  // A, where not training: what normalises
   const void* running_var;   // A, where not training
   double eps;
-  bool training;
+  bool training;       // whether the batch's statistics are to be computed
   void* output;        // T [rows, columns]
   uint8_t* mask;       // bit i % 8 of byte i / 8: element i passes the gradient; null without ReLU
   void* mean;          // A

@@ -112,9 +112,9 @@ void apply_chunks(Call call, const Tensor& x, int64_t planes, Kernel apply) {
 FourTensors batch_norm_relu_cpu(const Tensor& x, const OptionalTensor& weight,
                                 const OptionalTensor& bias, const OptionalTensor& running_mean,
                                 const OptionalTensor& running_var, bool training, double eps,
-                                bool relu) {
+                                bool relu, const OptionalTensor& statistics) {
   return batch_norm_forward_cpu({"batch_norm_relu", x, std::nullopt, weight, bias, running_mean,
-                                 running_var, training, eps, relu});
+                                 running_var, training, eps, relu, statistics});
 }
 
 std::tuple<Tensor, Tensor, Tensor> batch_norm_relu_backward_cpu(

@@ -2,7 +2,7 @@
 #include "core/cuda.h"
 
 #ifdef SKINFAST_CUTLASS
-#include "conv2d/conv2d_tensor_core_host.h"
+#include "conv2d/conv2d_weight_gradient_host.h"
 #endif
 
 namespace skinfast {

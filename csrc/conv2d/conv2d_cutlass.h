@@ -3,7 +3,7 @@
 // aligned; sums are in float32. `conv` is one that tensor_cores_take, with C divisible by 8.
 #pragma once
 
-#include <string_view>
+#include <string>
 
 #include "conv2d/conv2d_tensor_core.h"
 #include "core/cuda.h"
@@ -31,7 +31,27 @@ void cutlass_conv2d_weight_gradient(Conv2dKernel kernel, DType dtype, const Tens
                                     const void* grad_output, const void* x, float* partial,
                                     int64_t slices, cudaStream_t stream);
 
-// As CUDA names the device: the key of the table of choices.
-std::string_view device_name(int device);
+// The same for what persistent_kernels_take, in bfloat16: conv2d_persistent_sm90.cu, which is built
+// for sm_90a alone (SKINFAST_CUTLASS_SM90).
+void persistent_conv2d(Conv2dKernel kernel, const TensorCoreConv2d& conv,
+                       const Conv2dForward& tensors, cudaStream_t stream);
+void persistent_conv2d_input_gradient(Conv2dKernel kernel, const TensorCoreConv2d& conv,
+                                      const void* grad_output, const void* weight, void* grad_x,
+                                      cudaStream_t stream);
+void persistent_conv2d_weight_gradient(Conv2dKernel kernel, const TensorCoreConv2d& conv,
+                                       const void* grad_output, const void* x, float* partial,
+                                       int64_t slices, cudaStream_t stream);
+
+// output = conv2d(x, weight), and of each tile of it the columns' sums and sums of squares:
+// [partials.tiles, partials.columns], partials = statistics_partials(conv).
+void persistent_conv2d_statistics(const TensorCoreConv2d& conv, const void* x, const void* weight,
+                                  void* output, float* sums, float* squares, cudaStream_t stream);
+
+struct CudaDevice {
+  std::string name;  // as CUDA has it: the key of the table of choices
+  int multiprocessors;
+  bool has_persistent_kernels;  // built, and for its architecture
+};
+const CudaDevice& cuda_device(int device);
 
 }  // namespace skinfast

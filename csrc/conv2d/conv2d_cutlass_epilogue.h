@@ -70,4 +70,20 @@ class BiasResidualReLU {
   Params params_;
 };
 
+// The same ReLU for CUTLASS 3, which adds bias and residual by itself. Values: an array of float.
+struct OptionalReLUArguments {
+  bool with_relu = false;
+};
+template <typename Values>
+struct OptionalReLU {
+  using Arguments = OptionalReLUArguments;
+  CUTLASS_HOST_DEVICE Values operator()(Values values, const Arguments& arguments) const {
+    if (arguments.with_relu) {
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < static_cast<int>(Values::kElements); ++i) values[i] = relu(values[i]);
+    }
+    return values;
+  }
+};
+
 }  // namespace skinfast

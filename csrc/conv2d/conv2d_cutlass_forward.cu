@@ -11,6 +11,9 @@ namespace skinfast {
 
 void cutlass_conv2d(Conv2dKernel kernel, DType dtype, const TensorCoreConv2d& c,
                     const Conv2dForward& tensors, cudaStream_t stream) {
+#ifdef SKINFAST_CUTLASS_SM90
+  if (facts_of(kernel).is_persistent) return persistent_conv2d(kernel, c, tensors, stream);
+#endif
   dispatch_tile(kernel, dtype, [&]<typename T, typename Tile>() {
     using Element = typename CutlassElement<T>::type;
     using Kernel = typename conv::kernel::DefaultConv2dFpropWithBroadcast<
@@ -32,17 +35,22 @@ void cutlass_conv2d(Conv2dKernel kernel, DType dtype, const TensorCoreConv2d& c,
   });
 }
 
-std::string_view device_name(int device) {
+const CudaDevice& cuda_device(int device) {
   static std::mutex mutex;
-  static std::map<int, std::string> names;
+  static std::map<int, CudaDevice> devices;
   const std::lock_guard lock(mutex);
-  std::string& name = names[device];
-  if (name.empty()) {
+  CudaDevice& found = devices[device];
+  if (found.name.empty()) {
     cudaDeviceProp properties;
     STD_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
-    name = properties.name;
+#ifdef SKINFAST_CUTLASS_SM90
+    const bool has_persistent_kernels = properties.major == 9 && properties.minor == 0;
+#else
+    const bool has_persistent_kernels = false;
+#endif
+    found = {properties.name, properties.multiProcessorCount, has_persistent_kernels};
   }
-  return name;
+  return found;
 }
 
 }  // namespace skinfast

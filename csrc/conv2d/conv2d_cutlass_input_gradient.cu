@@ -32,6 +32,11 @@ void launch_input_gradient(const TensorCoreConv2d& c, const void* grad_output, c
 void cutlass_conv2d_input_gradient(Conv2dKernel kernel, DType dtype, const TensorCoreConv2d& c,
                                    const void* grad_output, const void* weight, void* grad_x,
                                    cudaStream_t stream) {
+#ifdef SKINFAST_CUTLASS_SM90
+  if (facts_of(kernel).is_persistent) {
+    return persistent_conv2d_input_gradient(kernel, c, grad_output, weight, grad_x, stream);
+  }
+#endif
   dispatch_tile(kernel, dtype, [&]<typename T, typename Tile>() {
     if (c.is_strided()) {
       launch_input_gradient<T, Tile, conv::StrideSupport::kStrided,

@@ -7,6 +7,11 @@ namespace skinfast {
 void cutlass_conv2d_weight_gradient(Conv2dKernel kernel, DType dtype, const TensorCoreConv2d& c,
                                     const void* grad_output, const void* x, float* partial,
                                     int64_t slices, cudaStream_t stream) {
+#ifdef SKINFAST_CUTLASS_SM90
+  if (facts_of(kernel).is_persistent) {
+    return persistent_conv2d_weight_gradient(kernel, c, grad_output, x, partial, slices, stream);
+  }
+#endif
   dispatch_tile(kernel, dtype, [&]<typename T, typename Tile>() {
     using Element = typename CutlassElement<T>::type;
     using Epilogue = cutlass::epilogue::thread::LinearCombination<float, 4, float, float>;

@@ -24,30 +24,45 @@ struct TensorCoreConv2d {
   int64_t weight_size() const { return K * R * S * C; }
   int64_t output_size() const { return N * P * Q * K; }
   bool is_strided() const { return stride_h != 1 || stride_w != 1; }
+  // Whether it is a matrix product of x [N * H * W, C] as it is stored.
+  bool is_pointwise() const {
+    return R == 1 && S == 1 && !is_strided() && pad_h == 0 && pad_w == 0;
+  }
 };
 
 enum class Conv2dOperation {
   kForward,
   kForwardReLU,
   kForwardAddReLU,
+  kForwardStatistics,  // and the mean and variance of each channel of the output
   kInputGradient,
   kWeightGradient
 };
+inline constexpr size_t kConv2dOperations = 6;
 
 // Who computes: PyTorch (cuDNN), or one of the tiles [rows, columns] of the implicit matrix product
-// that a block of our kernels works on.
-enum class Conv2dKernel { kCudnn, kTile128x128, kTile128x64 };
+// that a block of our kernels works on. The persistent ones are for 1x1 kernels on sm_90a.
+enum class Conv2dKernel {
+  kCudnn,
+  kTile128x128,
+  kTile128x64,
+  kPersistent128x128,
+  kPersistent128x64
+};
 
 struct Conv2dKernelFacts {
   Conv2dKernel kernel;
   std::string_view name;  // in the table of choices and in SKINFAST_CONV2D
   int64_t rows, columns;
+  bool is_persistent;
 };
 
-inline constexpr std::array<Conv2dKernelFacts, 3> kConv2dKernels{{
-    {Conv2dKernel::kCudnn, "cudnn", 0, 0},
-    {Conv2dKernel::kTile128x128, "tile128x128", 128, 128},
-    {Conv2dKernel::kTile128x64, "tile128x64", 128, 64},
+inline constexpr std::array<Conv2dKernelFacts, 5> kConv2dKernels{{
+    {Conv2dKernel::kCudnn, "cudnn", 0, 0, false},
+    {Conv2dKernel::kTile128x128, "tile128x128", 128, 128, false},
+    {Conv2dKernel::kTile128x64, "tile128x64", 128, 64, false},
+    {Conv2dKernel::kPersistent128x128, "persistent128x128", 128, 128, true},
+    {Conv2dKernel::kPersistent128x64, "persistent128x64", 128, 64, true},
 }};
 
 inline constexpr const Conv2dKernelFacts& facts_of(Conv2dKernel kernel) {
@@ -63,8 +78,8 @@ inline int64_t padded_channels(int64_t channels) {
   return (channels + kTensorCoreChannels - 1) / kTensorCoreChannels * kTensorCoreChannels;
 }
 
-// Whether our kernels can compute it. C counts as padded: the forward pass and the gradient of the
-// weights pad it with zeros, as the stem's three channels need.
+// Whether our kernels for all architectures can compute it. C counts as padded: the forward pass
+// and the gradient of the weights pad it with zeros, as the stem's three channels need.
 inline bool tensor_cores_take(Conv2dOperation operation, DType dtype,
                               const TensorCoreConv2d& conv) {
   constexpr int64_t kMost = int64_t{1} << 31;  // CUTLASS indexes with 32 bits, in bytes
@@ -82,6 +97,55 @@ inline bool tensor_cores_take(Conv2dOperation operation, DType dtype,
   return operation != Conv2dOperation::kInputGradient || padded.C == conv.C;
 }
 
+// Whether the persistent ones can, on a device that has them. TMA moves rows of 16 bytes, so both
+// numbers of channels are divisible by 8; C is not padded for it.
+inline bool persistent_kernels_take(Conv2dOperation operation, DType dtype,
+                                    const TensorCoreConv2d& conv) {
+  return tensor_cores_take(operation, dtype, conv) && dtype == DType::kBFloat16 &&
+         conv.is_pointwise() && padded_channels(conv.C) == conv.C;
+}
+
+// The one that gives statistics: a thread has so few columns that their sums stay in registers.
+inline constexpr Conv2dKernel kStatisticsKernel = Conv2dKernel::kPersistent128x64;
+
+inline bool kernel_takes(Conv2dKernel kernel, Conv2dOperation operation, DType dtype,
+                         const TensorCoreConv2d& conv) {
+  if (kernel == Conv2dKernel::kCudnn) return false;
+  if (operation == Conv2dOperation::kForwardStatistics && kernel != kStatisticsKernel) return false;
+  return facts_of(kernel).is_persistent ? persistent_kernels_take(operation, dtype, conv)
+                                        : tensor_cores_take(operation, dtype, conv);
+}
+
+// What they compute: output [slices, rows, columns] = left [rows, slices * depth] times right
+// [slices * depth, columns], each slice of the sum by itself. The output lies row by row; so do
+// left and right, but for the transposes of what is stored: right forward, left for the weights'
+// gradient.
+struct PointwiseProduct {
+  int64_t rows, columns, depth, slices = 1;
+};
+inline PointwiseProduct forward_product(const TensorCoreConv2d& c) {
+  return {c.N * c.H * c.W, c.K, c.C};
+}
+inline PointwiseProduct input_gradient_product(const TensorCoreConv2d& c) {
+  return {c.N * c.H * c.W, c.C, c.K};
+}
+// The slices divide N * H * W.
+inline PointwiseProduct weight_gradient_product(const TensorCoreConv2d& c, int64_t slices) {
+  return {c.K, c.C, c.N * c.H * c.W / slices, slices};
+}
+
+// The sums that kStatisticsKernel leaves: one for each tile of rows and each column, the columns
+// filled up to whole tiles.
+struct StatisticsPartials {
+  int64_t tiles, columns;
+};
+inline StatisticsPartials statistics_partials(const TensorCoreConv2d& c) {
+  const auto [rows, columns, depth, slices] = forward_product(c);
+  const Conv2dKernelFacts& tile = facts_of(kStatisticsKernel);
+  return {(rows + tile.rows - 1) / tile.rows,
+          (columns + tile.columns - 1) / tile.columns * tile.columns};
+}
+
 // The weights' gradient is a product with few rows and columns over a long sum, N * P * Q: slices
 // of that sum are computed by different blocks and added in order. Enough slices to give two blocks
 // to each multiprocessor of an H100, none shorter than eight steps of a tile. A function of the
@@ -93,7 +157,10 @@ inline int64_t weight_gradient_slices(Conv2dKernel kernel, const TensorCoreConv2
   const int64_t tiles =
       ((conv.K + tile.rows - 1) / tile.rows) * ((columns + tile.columns - 1) / tile.columns);
   const int64_t longest = conv.N * conv.P * conv.Q / (kLeastSteps * kTensorCoreDepth);
-  return std::max<int64_t>(1, std::min(kBlocks / tiles, longest));
+  int64_t slices = std::max<int64_t>(1, std::min(kBlocks / tiles, longest));
+  // The persistent kernels know only slices of one length.
+  while (tile.is_persistent && conv.N * conv.P * conv.Q % slices != 0) --slices;
+  return slices;
 }
 
 // --- the table of choices
@@ -136,6 +203,24 @@ Conv2dKernel chosen_kernel(const Table& table, std::string_view device, DType dt
     if (is_choice_for(choice, device, dtype, operation, conv)) return choice.kernel;
   }
   return Conv2dKernel::kCudnn;
+}
+
+// The kernel called `wish` (SKINFAST_CONV2D), or where that is empty the table's, if it computes
+// the convolution on this device; else cuDNN.
+template <typename Table>
+Conv2dKernel usable_kernel(const Table& table, std::string_view wish, std::string_view device,
+                           bool has_persistent_kernels, Conv2dOperation operation, DType dtype,
+                           const TensorCoreConv2d& conv) {
+  Conv2dKernel kernel = Conv2dKernel::kCudnn;
+  if (wish.empty()) {
+    kernel = chosen_kernel(table, device, dtype, operation, conv);
+  } else {
+    for (const Conv2dKernelFacts& each : kConv2dKernels) {
+      if (each.name == wish) kernel = each.kernel;
+    }
+  }
+  const bool is_built = has_persistent_kernels || !facts_of(kernel).is_persistent;
+  return is_built && kernel_takes(kernel, operation, dtype, conv) ? kernel : Conv2dKernel::kCudnn;
 }
 
 }  // namespace skinfast

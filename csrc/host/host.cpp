@@ -8,6 +8,7 @@
 #include <map>
 #include <string>
 
+#include "conv2d/conv2d_choices.h"
 #include "core/isa.h"
 #include "core/philox.h"
 
@@ -22,6 +23,16 @@ std::map<std::string, std::string> build_info() {
 }
 
 std::string cpu_instruction_set() { return skinfast::isa_name(skinfast::cpu_isa()); }
+
+bool chooses_conv2d_statistics(const std::string& wish, const std::string& device,
+                               const std::array<int64_t, 13>& v) {
+  using namespace skinfast;
+  const TensorCoreConv2d conv{v[0], v[1], v[2], v[3],  v[4],  v[5], v[6],
+                              v[7], v[8], v[9], v[10], v[11], v[12]};
+  return usable_kernel(kConv2dChoices, wish, device, /*has_persistent_kernels=*/true,
+                       Conv2dOperation::kForwardStatistics, DType::kBFloat16,
+                       conv) != Conv2dKernel::kCudnn;
+}
 
 std::array<uint32_t, 4> philox(const std::array<uint32_t, 4>& counter, uint64_t key) {
   const skinfast::PhiloxWords words =
@@ -38,6 +49,12 @@ PYBIND11_MODULE(_host, m) {
         "not), cutlass (its version, or why not), torch (the version compiled against).");
   m.def("cpu_instruction_set", &cpu_instruction_set,
         "The instruction set whose kernels run on this CPU.");
+  m.def(
+      "chooses_conv2d_statistics", &chooses_conv2d_statistics, pybind11::arg("wish"),
+      pybind11::arg("device"), pybind11::arg("sizes"),
+      "Whether a device that has the persistent kernels has one give the statistics of this "
+      "convolution in bfloat16 too: by the kernel's name or, where that is empty, by the table of "
+      "choices. Sizes: N, C, H, W, K, R, S, P, Q, strides, paddings.");
   m.def("philox", &philox, pybind11::arg("counter"), pybind11::arg("key"),
         "Philox4x32-10: the four 32-bit words that belong to a counter under a 64-bit key.");
 }

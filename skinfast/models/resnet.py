@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from skinfast.nn import BatchNorm, BatchNormAddReLU, BatchNormReLUMaxPool2d, Conv2d, op
+from skinfast.nn import (
+    BatchNorm,
+    BatchNormAddReLU,
+    BatchNormReLUMaxPool2d,
+    Conv2d,
+    normalized_conv2d,
+    op,
+)
 
 _EXPANSION = 4
 
@@ -39,9 +46,10 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.bn1(self.conv1(x))
-        x = self.conv3(self.bn2(self.conv2(x)))
-        return self.bn3(x, shortcut) if self.skip_connections else self.bn3(x)
+        residual = (shortcut,) if self.skip_connections else ()
+        x = normalized_conv2d(self.conv1, self.bn1, x)
+        x = normalized_conv2d(self.conv2, self.bn2, x)
+        return normalized_conv2d(self.conv3, self.bn3, x, *residual)
 
 
 class ResNet(nn.Module):

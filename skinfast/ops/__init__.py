@@ -11,6 +11,7 @@ from skinfast.ops.conv2d import conv2d
 from skinfast.ops.conv2d_add_relu import conv2d_add_relu
 from skinfast.ops.conv2d_relu import conv2d_relu
 from skinfast.ops.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d
+from skinfast.ops.conv2d_statistics import conv2d_statistics
 from skinfast.ops.cross_entropy import cross_entropy
 from skinfast.ops.global_average_pool2d import global_average_pool2d
 from skinfast.ops.image_batch import image_batch
@@ -30,6 +31,7 @@ __all__ = [
     "conv2d_add_relu",
     "conv2d_relu",
     "conv2d_relu_max_pool2d",
+    "conv2d_statistics",
     "cross_entropy",
     "global_average_pool2d",
     "image_batch",

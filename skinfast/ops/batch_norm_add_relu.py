@@ -38,6 +38,7 @@ def batch_norm_add_relu(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    statistics: Tensor | None = None,
 ) -> Tensor:
     r"""``relu(batch_norm(input) + residual)``, with the passes of :func:`batch_norm_relu`.
 
@@ -51,7 +52,7 @@ def batch_norm_add_relu(
         input: ``[N, C, *]``, float32, float64, bfloat16 or (CUDA) float16; contiguous and, for
             ``[N, C, H, W]``, channels_last are computed as stored.
         residual: of input's shape, dtype and device; no broadcasting.
-        running_mean, running_var, weight, bias, training, momentum, eps: as for
+        running_mean, running_var, weight, bias, training, momentum, eps, statistics: as for
             :func:`batch_norm_relu`.
 
     Returns:
@@ -65,7 +66,7 @@ def batch_norm_add_relu(
     if training:
         check_values_per_channel(input)
     output, _, mean, variance = torch.ops.skinfast.batch_norm_add_relu(
-        input, residual, weight, bias, running_mean, running_var, training, eps
+        input, residual, weight, bias, running_mean, running_var, training, eps, statistics
     )
     if training:
         update_running_statistics(input, running_mean, running_var, mean, variance, momentum)
@@ -82,8 +83,9 @@ def reference(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    statistics: Tensor | None = None,
 ) -> Tensor:
-    """The same in pure PyTorch."""
+    """The same in pure PyTorch, which computes the statistics by itself."""
     output = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return torch.relu(output + residual)
 
@@ -98,6 +100,7 @@ def _(
     running_var: Tensor | None,
     training: bool,
     eps: float,
+    statistics: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return fake_forward(x, relu=True)
 
@@ -122,7 +125,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, _, weight, bias, _, _, training, eps = inputs
+    x, _, weight, bias, _, _, training, eps, _ = inputs
     save_for_backward(ctx, x, weight, bias, training, eps, output)
 
 
@@ -139,7 +142,7 @@ def _backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | 
         grad_residual,
         grad_weight.to(weight.dtype) if needs_weight else None,
         grad_bias.to(ctx.bias_dtype) if needs_bias else None,
-        *(None,) * 4,
+        *(None,) * 5,
     )
 
 

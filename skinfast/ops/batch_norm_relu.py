@@ -31,6 +31,7 @@ def batch_norm_relu(
     momentum: float = 0.1,
     eps: float = 1e-5,
     relu: bool = True,
+    statistics: Tensor | None = None,
 ) -> Tensor:
     r"""``relu(batch_norm(input))``: two passes over memory forward (one in evaluation), two back.
 
@@ -53,6 +54,10 @@ def batch_norm_relu(
         momentum: the batch's share in the running statistics.
         eps: added to the variance.
         relu: False for the batch normalisation alone.
+        statistics: ``[2, C]`` in float32 (float64 for such an input): input's mean and biased
+            variance where they are known already, as from :func:`conv2d_statistics`; in training
+            only. They are taken for what they say: the gradient is that of normalising by the
+            batch's own statistics.
 
     Returns:
         ``[N, C, *]``, of input's dtype and layout.
@@ -64,7 +69,7 @@ def batch_norm_relu(
     if training:
         check_values_per_channel(input)
     output, _, mean, variance = torch.ops.skinfast.batch_norm_relu(
-        input, weight, bias, running_mean, running_var, training, eps, relu
+        input, weight, bias, running_mean, running_var, training, eps, relu, statistics
     )
     if training:
         update_running_statistics(input, running_mean, running_var, mean, variance, momentum)
@@ -108,10 +113,19 @@ def reference(
     momentum: float = 0.1,
     eps: float = 1e-5,
     relu: bool = True,
+    statistics: Tensor | None = None,
 ) -> Tensor:
-    """The same in pure PyTorch."""
+    """The same in pure PyTorch, which computes the statistics by itself."""
     output = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return torch.relu(output) if relu else output
+
+
+def statistics_of(x: Tensor) -> Tensor:
+    """``[2, C]``: mean and biased variance of ``[N, C, *]``, in at least float32."""
+    x = x.detach() if x.dtype == torch.float64 else x.detach().float()
+    dims = [d for d in range(x.dim()) if d != 1]
+    variance, mean = torch.var_mean(x, dims, correction=0)
+    return torch.stack([mean, variance])
 
 
 def fake_forward(x: Tensor, relu: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -132,6 +146,7 @@ def _(
     training: bool,
     eps: float,
     relu: bool,
+    statistics: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return fake_forward(x, relu)
 
@@ -183,7 +198,7 @@ def save_for_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, weight, bias, _, _, training, eps, _ = inputs
+    x, weight, bias, _, _, training, eps, *_ = inputs
     save_for_backward(ctx, x, weight, bias, training, eps, output)
 
 
@@ -199,7 +214,7 @@ def _backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | 
         grad_x if needs_x else None,
         grad_weight.to(weight.dtype) if needs_weight else None,
         grad_bias.to(ctx.bias_dtype) if needs_bias else None,
-        *(None,) * 5,
+        *(None,) * 6,
     )
 
 

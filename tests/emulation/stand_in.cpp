@@ -13,7 +13,8 @@ namespace {
 
 using namespace skinfast;
 
-std::array<std::array<int, kConv2dKernels.size()>, 5> calls{};
+std::array<std::array<int, kConv2dKernels.size()>, kConv2dOperations> calls{};
+CudaDevice device{"stand-in", 132, true};
 
 void require(bool condition, const char* what) {
   if (condition) return;
@@ -25,6 +26,8 @@ void count(Conv2dOperation operation, Conv2dKernel kernel, DType dtype,
            const TensorCoreConv2d& conv, std::initializer_list<const void*> pointers) {
   ++calls[static_cast<size_t>(operation)][static_cast<size_t>(kernel)];
   require(dtype == DType::kBFloat16, "bfloat16 here");
+  require(!facts_of(kernel).is_persistent || persistent_kernels_take(operation, dtype, conv),
+          "a 1x1 kernel, where they are persistent");
   require(conv.C % kTensorCoreChannels == 0 && conv.K % kTensorCoreChannels == 0,
           "channels divisible by 8");
   for (const void* pointer : pointers) require(is_aligned(pointer), "16-byte aligned tensors");
@@ -45,16 +48,48 @@ void cutlass_conv2d(Conv2dKernel kernel, DType dtype, const TensorCoreConv2d& co
                          : t.with_relu ? Conv2dOperation::kForwardReLU
                                        : Conv2dOperation::kForward;
   count(operation, kernel, dtype, conv, {t.x, t.weight, t.bias, t.residual, t.output});
-  stand_in::forward(conv, as<BFloat16>(t.x), as<BFloat16>(t.weight), as<BFloat16>(t.bias),
-                    as<BFloat16>(t.residual), t.with_relu, static_cast<BFloat16*>(t.output));
+  const auto *x = as<BFloat16>(t.x), *weight = as<BFloat16>(t.weight);
+  const auto *bias = as<BFloat16>(t.bias), *residual = as<BFloat16>(t.residual);
+  auto* output = static_cast<BFloat16*>(t.output);
+  if (facts_of(kernel).is_persistent) {
+    stand_in::product(forward_product(conv), x, weight, /*forward=*/true, bias, residual,
+                      t.with_relu, output);
+  } else {
+    stand_in::forward(conv, x, weight, bias, residual, t.with_relu, output);
+  }
+}
+
+void persistent_conv2d_statistics(const TensorCoreConv2d& conv, const void* x, const void* weight,
+                                  void* output, float* sums, float* squares, cudaStream_t) {
+  const auto operation = Conv2dOperation::kForwardStatistics;
+  count(operation, kStatisticsKernel, DType::kBFloat16, conv, {x, weight, output});
+  const PointwiseProduct product = forward_product(conv);
+  auto* values = static_cast<BFloat16*>(output);
+  stand_in::product(product, as<BFloat16>(x), as<BFloat16>(weight), /*forward=*/true, nullptr,
+                    nullptr, /*with_relu=*/false, values);
+  const StatisticsPartials partials = statistics_partials(conv);
+  for (int64_t i = 0; i < partials.tiles * partials.columns; ++i) sums[i] = squares[i] = 0.0f;
+  for (int64_t i = 0; i < product.rows * product.columns; ++i) {
+    const int64_t tile = i / product.columns / facts_of(kStatisticsKernel).rows;
+    const int64_t place = tile * partials.columns + i % product.columns;
+    const float value = load(values[i]);
+    sums[place] += value;
+    squares[place] += value * value;
+  }
 }
 
 void cutlass_conv2d_input_gradient(Conv2dKernel kernel, DType dtype, const TensorCoreConv2d& conv,
                                    const void* grad_output, const void* weight, void* grad_x,
                                    cudaStream_t) {
   count(Conv2dOperation::kInputGradient, kernel, dtype, conv, {grad_output, weight, grad_x});
-  stand_in::input_gradient(conv, as<BFloat16>(grad_output), as<BFloat16>(weight),
-                           static_cast<BFloat16*>(grad_x));
+  if (facts_of(kernel).is_persistent) {
+    stand_in::product(input_gradient_product(conv), as<BFloat16>(grad_output), as<BFloat16>(weight),
+                      /*forward=*/false, nullptr, nullptr, /*with_relu=*/false,
+                      static_cast<BFloat16*>(grad_x));
+  } else {
+    stand_in::input_gradient(conv, as<BFloat16>(grad_output), as<BFloat16>(weight),
+                             static_cast<BFloat16*>(grad_x));
+  }
 }
 
 void cutlass_conv2d_weight_gradient(Conv2dKernel kernel, DType dtype, const TensorCoreConv2d& conv,
@@ -62,6 +97,11 @@ void cutlass_conv2d_weight_gradient(Conv2dKernel kernel, DType dtype, const Tens
                                     int64_t slices, cudaStream_t) {
   count(Conv2dOperation::kWeightGradient, kernel, dtype, conv, {grad_output, x, partial});
   const int64_t rows = conv.N * conv.P * conv.Q, step = (rows + slices - 1) / slices;
+  if (facts_of(kernel).is_persistent) {
+    const PointwiseProduct product = weight_gradient_product(conv, slices);
+    require(product.depth * product.slices == rows, "slices of one length");
+    require(product.rows * product.columns == conv.weight_size(), "all weights");
+  }
   for (int64_t slice = 0; slice < slices; ++slice) {
     stand_in::weight_gradient(conv, as<BFloat16>(grad_output), as<BFloat16>(x),
                               partial + slice * conv.weight_size(), std::min(rows, slice * step),
@@ -69,7 +109,7 @@ void cutlass_conv2d_weight_gradient(Conv2dKernel kernel, DType dtype, const Tens
   }
 }
 
-std::string_view device_name(int) { return "stand-in"; }
+const CudaDevice& cuda_device(int) { return device; }
 
 }  // namespace skinfast
 
@@ -82,11 +122,17 @@ extern "C" __attribute__((visibility("default"))) long stand_in_slices(int kerne
   const TensorCoreConv2d conv{rows, columns, 1, 1, K, 1, 1, 1, 1, 1, 1, 0, 0};
   return weight_gradient_slices(static_cast<Conv2dKernel>(kernel), conv);
 }
-// dtype and operation by their numbers; elements of 2 bytes.
-extern "C" __attribute__((visibility("default"))) bool stand_in_takes(int dtype, int operation,
-                                                                      long N, long C, long side,
-                                                                      long K, long R) {
-  const TensorCoreConv2d conv{N, C, side, side, K, R, R, side, side, 1, 1, R / 2, R / 2};
-  return tensor_cores_take(static_cast<Conv2dOperation>(operation), static_cast<DType>(dtype),
-                           conv);
+extern "C" __attribute__((visibility("default"))) void stand_in_device(bool persistent_kernels) {
+  device.has_persistent_kernels = persistent_kernels;
+}
+// Kernel, dtype and operation by their numbers; elements of 2 bytes.
+extern "C" __attribute__((visibility("default"))) bool stand_in_takes(int kernel, int dtype,
+                                                                      int operation, long N, long C,
+                                                                      long side, long K, long R,
+                                                                      long stride) {
+  const TensorCoreConv2d conv{
+      N,      C,      side,  side, K, R, R, (side - 1) / stride + 1, (side - 1) / stride + 1,
+      stride, stride, R / 2, R / 2};
+  return kernel_takes(static_cast<Conv2dKernel>(kernel), static_cast<Conv2dOperation>(operation),
+                      static_cast<DType>(dtype), conv);
 }

@@ -12,6 +12,10 @@ using skinfast::TensorCoreConv2d;
 
 void forward(const TensorCoreConv2d& conv, const BFloat16* x, const BFloat16* weight,
              const BFloat16* bias, const BFloat16* residual, bool with_relu, BFloat16* output);
+// output = left times right; right column by column if it is the weights' transpose (forward).
+void product(const skinfast::PointwiseProduct& shape, const BFloat16* left, const BFloat16* right,
+             bool forward, const BFloat16* bias, const BFloat16* residual, bool with_relu,
+             BFloat16* output);
 void input_gradient(const TensorCoreConv2d& conv, const BFloat16* grad_output,
                     const BFloat16* weight, BFloat16* grad_x);
 // Of the rows [begin, end) of N * P * Q.

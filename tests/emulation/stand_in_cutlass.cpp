@@ -1,6 +1,8 @@
 // The same through CUTLASS's reference on the host, with the problem, the tensors and the output
 // operator that the kernels on the GPU are given. Compiled where CUTLASS and the CUDA headers are.
+#include <cutlass/layout/matrix.h>
 #include <cutlass/util/reference/host/convolution.h>
+#include <cutlass/util/reference/host/gemm.h>
 
 #include <vector>
 
@@ -38,6 +40,31 @@ void forward(const TensorCoreConv2d& c, const BFloat16* x, const BFloat16* weigh
     }
     for (int j = 0; j < kWidth; ++j) output[i + j].bits = Element(result[j]).raw();
   }
+}
+
+void product(const PointwiseProduct& p, const BFloat16* left, const BFloat16* right, bool forward,
+             const BFloat16* bias, const BFloat16* residual, bool with_relu, BFloat16* output) {
+  using cutlass::layout::ColumnMajor;
+  using cutlass::layout::RowMajor;
+  const auto multiply = [&]<typename RightLayout>(RightLayout layout) {
+    const auto extent = [](int64_t size) { return static_cast<int>(size); };
+    const auto matrix = []<typename T, typename Layout>(const void* data, T, Layout layout) {
+      return cutlass::TensorRef<T, Layout>(static_cast<T*>(const_cast<void*>(data)), layout);
+    };
+    std::vector<float> sums(p.rows * p.columns);
+    const auto result = matrix(sums.data(), float{}, RowMajor(p.columns));
+    cutlass::reference::host::compute_gemm({extent(p.rows), extent(p.columns), extent(p.depth)},
+                                           1.0f, matrix(left, Element{}, RowMajor(p.depth)),
+                                           matrix(right, Element{}, layout), 0.0f, result, result,
+                                           0.0f);
+    for (int64_t i = 0; i < p.rows * p.columns; ++i) {
+      cutlass::Array<float, 1> value;
+      value[0] = sums[i] + (bias ? load(bias[i % p.columns]) : 0.0f);
+      if (residual) value[0] += load(residual[i]);
+      output[i] = store<BFloat16>(OptionalReLU<decltype(value)>()(value, {with_relu})[0]);
+    }
+  };
+  forward ? multiply(ColumnMajor(p.depth)) : multiply(RowMajor(p.columns));
 }
 
 void input_gradient(const TensorCoreConv2d& c, const BFloat16* grad_output, const BFloat16* weight,

@@ -41,6 +41,22 @@ void forward(const TensorCoreConv2d& c, const BFloat16* x, const BFloat16* weigh
   }
 }
 
+void product(const skinfast::PointwiseProduct& p, const BFloat16* left, const BFloat16* right,
+             bool forward, const BFloat16* bias, const BFloat16* residual, bool with_relu,
+             BFloat16* output) {
+  for (int64_t row = 0; row < p.rows; ++row) {
+    for (int64_t column = 0; column < p.columns; ++column) {
+      float sum = bias ? load(bias[column]) : 0.0f;
+      if (residual) sum += load(residual[row * p.columns + column]);
+      for (int64_t i = 0; i < p.depth; ++i) {
+        sum += load(left[row * p.depth + i]) *
+               load(right[forward ? column * p.depth + i : i * p.columns + column]);
+      }
+      output[row * p.columns + column] = store<BFloat16>(with_relu ? relu(sum) : sum);
+    }
+  }
+}
+
 void input_gradient(const TensorCoreConv2d& c, const BFloat16* grad_output, const BFloat16* weight,
                     BFloat16* grad_x) {
   for (int64_t i = 0; i < c.C; ++i) {

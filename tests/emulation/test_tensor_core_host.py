@@ -8,6 +8,7 @@ use.
 
 import ctypes
 import importlib.util
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -19,13 +20,27 @@ from emulated import CSRC, HERE, ROOT, TORCH_FLAGS, TORCH_LIBRARIES, build_libra
 import skinfast.ops  # noqa: F401 - what the stand-ins leave to other ops
 
 LAST = torch.channels_last
-KERNELS = {"cudnn": 0, "tile128x128": 1, "tile128x64": 2}
-OPERATIONS = ("kForward", "kForwardReLU", "kForwardAddReLU", "kInputGradient", "kWeightGradient")
+KERNELS = {
+    "cudnn": 0,
+    "tile128x128": 1,
+    "tile128x64": 2,
+    "persistent128x128": 3,
+    "persistent128x64": 4,
+}
+OPERATIONS = (
+    "kForward",
+    "kForwardReLU",
+    "kForwardAddReLU",
+    "kForwardStatistics",
+    "kInputGradient",
+    "kWeightGradient",
+)
 SOURCES = [
     CSRC / "add_relu" / "add_relu_cuda.cu",
     CSRC / "conv2d" / "conv2d_cuda.cu",
     CSRC / "conv2d_relu" / "conv2d_relu_cuda.cu",
     CSRC / "conv2d_add_relu" / "conv2d_add_relu_cuda.cu",
+    CSRC / "conv2d_statistics" / "conv2d_statistics_cuda.cu",
     CSRC / "library.cpp",
     CSRC / "core" / "isa.cpp",
     HERE / "stand_in.cpp",
@@ -60,7 +75,12 @@ class StandIn:
 
     def __init__(self, name, source, includes=(), flags=()):
         self.namespace = f"skinfast_{name}"
-        flags = [*flags, f"-Dskinfast_emulated={self.namespace}", "-DSKINFAST_CUTLASS"]
+        flags = [
+            *flags,
+            f"-Dskinfast_emulated={self.namespace}",
+            "-DSKINFAST_CUTLASS",
+            "-DSKINFAST_CUTLASS_SM90",
+        ]
         flags += [f"-isystem{folder}" for folder in includes]
         path = build_library(name, [*SOURCES, source], [*TORCH_FLAGS, *flags], TORCH_LIBRARIES)
         torch.ops.load_library(path)
@@ -75,6 +95,13 @@ class StandIn:
             for kernel, j in KERNELS.items()
         }
         return {key: number for key, number in numbers.items() if number}
+
+    def takes(self, kernel, dtype, operation, N, C, side, K, R, stride=1):
+        """Whether the kernel can compute it; dtype and operation by their numbers."""
+        takes = self.library.stand_in_takes
+        takes.restype = ctypes.c_bool
+        sizes = (ctypes.c_long(size) for size in (N, C, side, K, R, stride))
+        return takes(KERNELS[kernel], dtype, operation, *sizes)
 
     def made(self, function):
         """The function's result, and the calls that it made."""
@@ -136,6 +163,7 @@ def calls_of(ops, case, **options):
         "kForward": lambda: ops.conv2d(x, weight, bias, *how),
         "kForwardReLU": lambda: ops.conv2d_relu(x, weight, bias, *how),
         "kForwardAddReLU": lambda: ops.conv2d_add_relu(x, weight, bias, output, *how),
+        "kForwardStatistics": lambda: ops.conv2d_statistics(x, weight, *how)[0],
         "kInputGradient": lambda: ops.conv2d_backward(output, x, weight, *how, True, False, False)[
             0
         ],
@@ -145,7 +173,10 @@ def calls_of(ops, case, **options):
     }
 
 
-@pytest.mark.parametrize("kernel", ["tile128x128", "tile128x64"])
+FOR_PERSISTENT_KERNELS = ("pointwise", "pointwise-1x1-map", "many-slices")
+
+
+@pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "cudnn"])
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("case", CASES)
 def test_equals_pytorch_in_float64(stand_in, monkeypatch, case, operation, kernel):
@@ -156,15 +187,24 @@ def test_equals_pytorch_in_float64(stand_in, monkeypatch, case, operation, kerne
     small = case in ("3x3", "many-slices", "pointwise-1x1-map")
     if operation == "kForwardReLU" and small:
         taken = False
-    assert calls == ({(operation, kernel): 1} if taken else {})
+    if kernel.startswith("persistent") and case not in FOR_PERSISTENT_KERNELS:
+        taken = False
+    if operation == "kForwardStatistics":  # else it is the convolution alone, then its moments
+        simple = kernel.startswith("tile") or case in FOR_PERSISTENT_KERNELS
+        taken = taken and kernel == "persistent128x64"
+        alone = {("kForward", kernel): 1} if simple else {}
+    else:
+        alone = {}
+    assert calls == ({(operation, kernel): 1} if taken else alone)
     x, weight, bias, output, how = (
         t.double() if isinstance(t, torch.Tensor) else t for t in tensors_of(case)
     )
     stride, padding, *_ = how
     if operation.startswith("kForward"):
+        bias = None if operation == "kForwardStatistics" else bias
         expected = torch.nn.functional.conv2d(x, weight, bias, stride, padding)
         expected = expected + output if operation == "kForwardAddReLU" else expected
-        expected = expected if operation == "kForward" else expected.relu()
+        expected = expected.relu() if operation.endswith("ReLU") else expected
     else:
         wanted = [operation == "kInputGradient", operation == "kWeightGradient", False]
         expected = torch.ops.aten.convolution_backward(
@@ -194,6 +234,47 @@ def test_without_a_wish_the_committed_table_decides_and_its_device_is_not_this(p
         assert plain.made(call)[1] == {}
 
 
+@pytest.mark.parametrize("case", FOR_PERSISTENT_KERNELS)
+def test_statistics_are_those_of_the_output_in_any_order_of_threads(stand_in, monkeypatch, case):
+    monkeypatch.setenv("SKINFAST_CONV2D", "persistent128x64")
+    x, weight, _, _, how = tensors_of(case)
+    results = []
+    for seed in "01":
+        monkeypatch.setenv("SKINFAST_EMULATION_SEED", seed)
+        results.append(stand_in.ops.conv2d_statistics(x, weight, *how))
+    (output, statistics), (_, again) = results
+    assert torch.equal(statistics, again)
+    values = output.double().transpose(0, 1).flatten(1)
+    expected = torch.stack([values.mean(1), values.var(1, correction=0)])
+    assert statistics.dtype == torch.float32
+    torch.testing.assert_close(statistics.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_statistics_of_equal_values_have_no_negative_variance(plain, monkeypatch):
+    monkeypatch.setenv("SKINFAST_CONV2D", "persistent128x64")
+    x, weight = torch.ones(2000, 8, 1, 1).bfloat16(), torch.ones(8, 8, 1, 1).bfloat16()
+    how = (1, 1), (0, 0), (1, 1), 1
+    (_, statistics), calls = plain.made(lambda: plain.ops.conv2d_statistics(x, weight, *how))
+    assert calls == {("kForwardStatistics", "persistent128x64"): 1}
+    assert statistics[0].tolist() == [8.0] * 8 and statistics[1].tolist() == [0.0] * 8
+    x[3] = float("nan")
+    assert plain.ops.conv2d_statistics(x, weight, *how)[1].isnan().all()
+
+
+def test_persistent_kernels_are_for_the_devices_that_have_them(plain, monkeypatch):
+    monkeypatch.setenv("SKINFAST_CONV2D", "persistent128x64")
+    call = calls_of(plain.ops, "pointwise")["kForward"]
+    here, calls = plain.made(call)
+    assert calls == {("kForward", "persistent128x64"): 1}
+    plain.library.stand_in_device(False)
+    try:
+        elsewhere, calls = plain.made(call)
+    finally:
+        plain.library.stand_in_device(True)
+    assert calls == {}
+    torch.testing.assert_close(elsewhere, here)
+
+
 def test_an_unknown_kernel_is_refused_by_name(plain, monkeypatch):
     monkeypatch.setenv("SKINFAST_CONV2D", "fastest")
     with pytest.raises(RuntimeError, match=r"SKINFAST_CONV2D is fastest; .*one of: cudnn tile128x"):
@@ -220,6 +301,10 @@ def test_a_gradient_in_slices_does_not_depend_on_the_order_of_threads(plain, mon
         (2, 4096, 512, 4608, 1),
         (1, 100, 64, 64, 1),  # too short to cut
         (1, 2**24, 8, 8, 264),
+        (3, 2**24, 8, 8, 256),  # of one length
+        (4, 65536, 256, 64, 128),
+        (4, 76 * 64, 128, 512, 19),
+        (3, 4801, 64, 64, 1),
     ],
 )
 def test_slices_fill_the_device_and_are_not_too_short(
@@ -230,19 +315,34 @@ def test_slices_fill_the_device_and_are_not_too_short(
 
 def test_sizes_that_32_bits_cannot_index_are_refused(plain):
     def takes(dtype, operation, *sizes):
-        takes = plain.library.stand_in_takes
-        takes.restype = ctypes.c_bool
-        return takes(dtype, operation, *(ctypes.c_long(size) for size in sizes))
+        return plain.takes("tile128x64", dtype, operation, *sizes)
 
     bfloat16, half = 2, 3
-    assert takes(bfloat16, 0, 256, 64, 16, 64, 3) and takes(half, 4, 256, 64, 16, 64, 3)
+    assert takes(bfloat16, 0, 256, 64, 16, 64, 3) and takes(half, 5, 256, 64, 16, 64, 3)
     assert not takes(0, 0, 256, 64, 16, 64, 3)  # float32
     assert not takes(bfloat16, 0, 2**16, 64, 16, 64, 3)  # 2^31 bytes
     assert takes(bfloat16, 0, 2**16 - 1, 64, 16, 64, 3)
     assert not takes(bfloat16, 0, 256, 64, 16, 60, 3)  # filters
-    assert not takes(bfloat16, 3, 256, 60, 16, 64, 3)  # channels, where they cannot be padded
+    assert not takes(bfloat16, 4, 256, 60, 16, 64, 3)  # channels, where they cannot be padded
     assert not takes(bfloat16, 0, 0, 64, 16, 64, 3)  # empty
     assert not takes(bfloat16, 0, 2, 8, 64, 8, 33)  # taps
+
+
+def test_autotune_asks_for_what_a_kernel_computes(plain):
+    autotune = module_of(ROOT / "bench" / "gpu" / "autotune.py")
+    dtypes = {torch.bfloat16: 2, torch.float16: 3}
+    for v in autotune.convolutions(256, 64):
+        assert v.H == v.W and v.padding == (v.R // 2, v.R // 2)  # what stand_in_takes takes it for
+        for dtype, operation in itertools.product(dtypes, OPERATIONS):
+            sizes = (v.N, v.C, v.H, v.K, v.R, v.stride[0])
+            number = OPERATIONS.index(operation)
+            computed = [k for k in KERNELS if plain.takes(k, dtypes[dtype], number, *sizes)]
+            asked = autotune.candidates(operation, v, dtype, has_persistent_kernels=True)
+            assert asked == computed, f"{operation} {dtype} {v}"
+            tiles = [name for name in asked if name.startswith("tile")]
+            assert autotune.candidates(operation, v, dtype, has_persistent_kernels=False) == tiles
+            if v.R == 1 and v.stride == (1, 1) and dtype == torch.bfloat16:
+                assert any(name.startswith("persistent") for name in asked)
 
 
 def test_the_table_that_autotune_writes_is_followed(_compiler, tmp_path):
@@ -259,6 +359,11 @@ def test_the_table_that_autotune_writes_is_followed(_compiler, tmp_path):
             "stand-in", "kBFloat16", "kWeightGradient", measured, {"cudnn": 9.0, "tile128x64": 3.0}
         ),
     ]
+    pointwise = autotune.Convolution(3, 24, 4, 3, 16, 1, 1, 4, 3, (1, 1), (0, 0))
+    times = {"cudnn": 9.0, "persistent128x64": 3.0}
+    measurements.append(
+        autotune.Measurement("stand-in", "kBFloat16", "kForwardStatistics", pointwise, times)
+    )
     autotune.write(measurements, tmp_path / "times.json")
     assert autotune.read(tmp_path / "times.json") == measurements
     header = tmp_path / "conv2d" / "conv2d_choices.h"
@@ -272,9 +377,12 @@ def test_the_table_that_autotune_writes_is_followed(_compiler, tmp_path):
         "kForward": {("kForward", "tile128x128"): 1},
         "kForwardReLU": {},  # listed for float16
         "kForwardAddReLU": {},  # cuDNN is as fast
+        "kForwardStatistics": {("kForward", "tile128x128"): 1},  # not listed itself
         "kInputGradient": {},  # listed for another device
         "kWeightGradient": {("kWeightGradient", "tile128x64"): 1},
     }
+    call = calls_of(ops.ops, "pointwise")["kForwardStatistics"]
+    assert ops.made(call)[1] == {("kForwardStatistics", "persistent128x64"): 1}
     x, weight, bias, _, how = tensors_of("3x3-strided")
     for images, listed in ((3, True), (4, False)):  # batches of 2 and 3 share a class
         batch = x[:1].expand(images, -1, -1, -1).contiguous(memory_format=LAST)

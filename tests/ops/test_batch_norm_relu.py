@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from skinfast.ops.batch_norm_add_relu import batch_norm_add_relu
-from skinfast.ops.batch_norm_relu import batch_norm_relu
+from skinfast.ops.batch_norm_relu import batch_norm_relu, statistics_of
 from skinfast.testing import in_layout
 
 LAYOUTS = ("contiguous", "channels_last")
@@ -239,3 +239,46 @@ def test_bad_input_of_the_update_is_refused_by_name(change, message):
     }
     with pytest.raises(RuntimeError, match=f"^batch_norm_update_: {message}"):
         torch.ops.skinfast.batch_norm_update_(**{**arguments, **change})
+
+
+@both
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_statistics_that_are_known_are_not_computed_again(op, dtype, layout):
+    x = in_layout(torch.randn(4, 16, 5, 3).to(dtype).requires_grad_(), layout)
+    wide = torch.promote_types(dtype, torch.float32)
+    weight, bias = (torch.randn(16, dtype=wide, requires_grad=True) for _ in range(2))
+
+    def run(given):
+        running = [torch.zeros(16, dtype=wide), torch.ones(16, dtype=wide)]
+        y = op(x, *running, weight, bias, training=True, statistics=given)
+        grads = torch.autograd.grad(y, [x, weight, bias], torch.ones_like(y))
+        return [y.detach(), *grads, *running]
+
+    statistics = statistics_of(x)
+    assert statistics.dtype == wide
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    for value, expected in zip(run(statistics), run(None), strict=True):
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(value, expected, rtol=tolerance, atol=tolerance * scale)
+    # They are taken at their word.
+    others = torch.stack([statistics[0] + 1, statistics[1] * 4])
+    output, *_, running_mean, running_var = run(others)
+    torch.testing.assert_close(output, op(x, *others, weight, bias).detach())
+    torch.testing.assert_close(running_mean, 0.1 * others[0])
+    torch.testing.assert_close(running_var, 0.9 + 0.1 * others[1] * 60 / 59)
+
+
+@both
+@pytest.mark.parametrize(
+    ("statistics", "training", "message"),
+    [
+        (torch.ones(2, 3), False, "statistics are given; evaluation takes running_mean"),
+        (torch.ones(3, 2), True, r"statistics has shape \[3, 2\]; it needs \[2, 3\]"),
+        (torch.ones(2, 3).double(), True, "statistics has dtype float64; it needs float32"),
+    ],
+)
+def test_bad_statistics_are_refused_by_name(op, statistics, training, message):
+    vectors = torch.zeros(3), torch.ones(3)
+    with pytest.raises(RuntimeError, match=f"^batch_norm_(add_)?relu: {message}"):
+        op(torch.ones(2, 3), *vectors, training=training, statistics=statistics)

@@ -3,11 +3,15 @@
 What prepares their calls is tested on every machine, by tests/emulation/test_tensor_core_host.py.
 """
 
+import copy
+
 import pytest
 import torch
 
 from skinfast import testing
-from skinfast.ops import conv2d, conv2d_add_relu, conv2d_relu
+from skinfast.models import build_model
+from skinfast.ops import conv2d, conv2d_add_relu, conv2d_relu, conv2d_statistics
+from skinfast.ops.conv2d_statistics import has_persistent_kernels, is_chosen
 
 
 def missing():
@@ -19,6 +23,7 @@ def missing():
     return "" if built.startswith("CUTLASS") else f"tensor-core kernels: {built}"
 
 
+PERSISTENT = ("persistent128x128", "persistent128x64")
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "nothing is missing")
 
 # x, weight, stride, padding: ResNet-50's kinds, tiles that are full, cut, and smaller than one.
@@ -26,6 +31,8 @@ CASES = {
     "pointwise": ((8, 64, 16, 16), (256, 64, 1, 1), 1, 0),
     "pointwise-narrow": ((5, 72, 7, 3), (40, 72, 1, 1), 1, 0),
     "pointwise-1x1-map": ((76, 512, 1, 1), (2048, 512, 1, 1), 1, 0),
+    "pointwise-many-tiles": ((64, 64, 16, 16), (256, 64, 1, 1), 1, 0),
+    "pointwise-shallow": ((9, 8, 5, 3), (8, 8, 1, 1), 1, 0),
     "pointwise-strided": ((8, 256, 15, 16), (512, 256, 1, 1), 2, 0),
     "3x3": ((8, 128, 8, 8), (128, 128, 3, 3), 1, 1),
     "3x3-1x1-map": ((33, 512, 1, 1), (512, 512, 3, 3), 1, 1),
@@ -59,7 +66,7 @@ def run(op, case, dtype, bias=True):
     return [output.detach(), *torch.autograd.grad(output, [x, w], grad)]
 
 
-@pytest.mark.parametrize("kernel", ["tile128x128", "tile128x64"])
+@pytest.mark.parametrize("kernel", ["tile128x128", "tile128x64", *PERSISTENT])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("case", CASES)
@@ -85,8 +92,21 @@ def test_the_kernel_that_was_asked_for_is_the_one_that_runs(monkeypatch, bias):
     assert "ImplicitGemmConvolutionWithFusedEpilogue" in names
 
 
-def test_nan_and_infinity_pass_through(monkeypatch):
-    monkeypatch.setenv("SKINFAST_CONV2D", "tile128x64")
+@pytest.mark.parametrize("kernel", PERSISTENT)
+@pytest.mark.parametrize("op", OPS)
+def test_the_persistent_kernel_runs_where_the_device_has_it(monkeypatch, op, kernel):
+    monkeypatch.setenv("SKINFAST_CONV2D", kernel)
+    with torch.profiler.profile() as profile:
+        run(op, "pointwise", torch.bfloat16)
+    names = [event.key for event in profile.key_averages()]
+    ours = [name for name in names if "GemmUniversal<cute::tuple<int, int, int, int>" in name]
+    # Forward and both gradients.
+    assert len(ours) == (3 if has_persistent_kernels() else 0)
+
+
+@pytest.mark.parametrize("kernel", ["tile128x64", *PERSISTENT])
+def test_nan_and_infinity_pass_through(monkeypatch, kernel):
+    monkeypatch.setenv("SKINFAST_CONV2D", kernel)
     x = torch.ones(2, 8, 4, 4, device="cuda", dtype=torch.bfloat16)
     x = x.contiguous(memory_format=torch.channels_last)
     x[0, 0, 0, 0], x[1, 0, 3, 3] = float("nan"), float("inf")
@@ -94,3 +114,54 @@ def test_nan_and_infinity_pass_through(monkeypatch):
     output = conv2d_relu(x, weight.contiguous(memory_format=torch.channels_last).repeat(3, 1, 1, 1))
     assert output[0, :, 0, 0].isnan().all() and output.isnan().sum() == 24
     assert output[1, :, 3, 3].isinf().all() and output.isinf().sum() == 24
+
+
+POINTWISE = [name for name in CASES if name.startswith("pointwise") and name[-7:] != "strided"]
+
+
+@pytest.mark.parametrize("case", POINTWISE)
+def test_statistics_are_those_of_the_output(monkeypatch, case):
+    if not has_persistent_kernels():
+        pytest.skip("needs a GPU of compute capability 9.0, and a build for sm_90a")
+    x_shape, w_shape, *_ = CASES[case]
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (
+        torch.randn(shape, generator=generator)
+        .to("cuda", torch.bfloat16)
+        .contiguous(memory_format=torch.channels_last)
+        for shape in (x_shape, w_shape)
+    )
+    monkeypatch.setenv("SKINFAST_CONV2D", "persistent128x64")
+    assert is_chosen(x, weight, (1, 1), (0, 0), (1, 1), 1)
+    (output, statistics), (same, again) = (conv2d_statistics(x, weight) for _ in range(2))
+    assert torch.equal(output, same) and torch.equal(statistics, again)
+    exact = conv2d(x.double(), weight.double())
+    torch.testing.assert_close(output.double(), exact, rtol=2**-7, atol=1e-2)
+    values = exact.transpose(0, 1).flatten(1)
+    expected = torch.stack([values.mean(1), values.var(1, correction=0)])
+    torch.testing.assert_close(statistics.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_whose_batch_norms_take_these_statistics_is_as_exact(monkeypatch):
+    if not has_persistent_kernels():
+        pytest.skip("needs a GPU of compute capability 9.0, and a build for sm_90a")
+    torch.manual_seed(0)
+    model = build_model("resnet50", image_size=64).train()
+    model.layer2, model.layer3, model.layer4 = model.layer2[:1], model.layer3[:1], model.layer4[:1]
+    images = torch.randn(64, 3, 64, 64, device="cuda").to(memory_format=torch.channels_last)
+
+    def logits(kernel, dtype):
+        monkeypatch.setenv("SKINFAST_CONV2D", kernel)
+        twin = copy.deepcopy(model).to("cuda", dtype).to(memory_format=torch.channels_last)
+        autocast = torch.autocast("cuda", torch.bfloat16, enabled=dtype != torch.float64)
+        with testing.RecordOps() as record, autocast:
+            result = twin(images.to(dtype))
+        return result.double(), [call[0]._schema.name for call in record.calls]
+
+    exact, _ = logits("cudnn", torch.float64)
+    theirs, plain = logits("cudnn", torch.float32)
+    ours, fused = logits("persistent128x64", torch.float32)
+    assert plain.count("skinfast::conv2d_statistics") == 0
+    assert fused.count("skinfast::conv2d_statistics") == 2 * 6  # the 1x1 convolutions of 6 blocks
+    errors = [(value - exact).norm().item() for value in (ours, theirs)]
+    assert errors[0] <= testing.LOW_PRECISION_FACTOR * errors[1], errors

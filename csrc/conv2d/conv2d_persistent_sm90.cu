@@ -1,0 +1,165 @@
+// 1x1 convolutions of stride 1 as matrix products on sm_90a: CUTLASS 3, a warp that loads tiles by
+// TMA and warps that multiply them, as many blocks as the device has multiprocessors, each of which
+// takes one tile of the output after another.
+#include <cutlass/cutlass.h>
+#include <cutlass/device_kernel.h>
+#include <cutlass/epilogue/collective/collective_builder.hpp>
+#include <cutlass/gemm/collective/collective_builder.hpp>
+#include <cutlass/gemm/kernel/gemm_universal.hpp>
+
+#include "conv2d/conv2d_cutlass.h"
+#include "conv2d/conv2d_cutlass_epilogue.h"
+
+namespace skinfast {
+namespace {
+
+namespace collective = cutlass::epilogue::collective;
+namespace fusion = cutlass::epilogue::fusion;
+using cute::_1;
+using cutlass::layout::ColumnMajor;
+using cutlass::layout::RowMajor;
+
+using Element = cutlass::bfloat16_t;
+constexpr int kAlignment = static_cast<int>(kTensorCoreChannels);
+
+// Two groups of warps share a tile, or take turns: one multiplies while the other stores.
+struct Persistent128x128 {
+  using Tile = cute::Shape<cute::_128, cute::_128, cute::_64>;
+  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
+  using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
+};
+struct Persistent128x64 {
+  using Tile = cute::Shape<cute::_128, cute::_64, cute::_64>;
+  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedPingpong;
+  using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
+};
+
+// A PointwiseProduct whose sums end in `Fusion`. Source: the element type of what that adds, or
+// void.
+template <typename Schedule, typename LeftLayout, typename RightLayout, typename Source,
+          typename Output, typename Fusion>
+struct Product {
+  using Cluster = cute::Shape<_1, _1, _1>;
+  using Epilogue = typename collective::CollectiveBuilder<
+      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, typename Schedule::Tile, Cluster,
+      collective::EpilogueTileAuto, float, float, Source, RowMajor, kAlignment, Output, RowMajor,
+      16 / static_cast<int>(sizeof(Output)), typename Schedule::Epilogue, Fusion>::CollectiveOp;
+  using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
+      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Element, LeftLayout, kAlignment, Element,
+      RightLayout, kAlignment, float, typename Schedule::Tile, Cluster,
+      cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(
+          sizeof(typename Epilogue::SharedStorage))>,
+      typename Schedule::Mainloop>::CollectiveOp;
+  using Kernel =
+      cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop, Epilogue>;
+
+  // As cutlass::gemm::device::GemmUniversalAdapter runs a kernel, but through our wrapper.
+  static void run(const PointwiseProduct& p, const void* left, const void* right,
+                  const void* source, void* output,
+                  const typename Epilogue::FusionCallbacks::Arguments& fused, cudaStream_t stream) {
+    const auto element = [](const void* data) { return static_cast<const Element*>(data); };
+    const auto extent = [](int64_t size) { return static_cast<int>(size); };
+    const auto slice = [&](int64_t size) { return p.slices > 1 ? size : 0; };
+    typename Mainloop::StrideA left_stride;
+    if constexpr (std::is_same_v<LeftLayout, RowMajor>) {
+      left_stride = {p.depth, _1{}, slice(p.rows * p.depth)};
+    } else {
+      left_stride = {_1{}, p.rows, slice(p.rows * p.depth)};
+    }
+    typename Mainloop::StrideB right_stride;
+    if constexpr (std::is_same_v<RightLayout, ColumnMajor>) {
+      right_stride = {p.depth, _1{}, slice(p.columns * p.depth)};
+    } else {
+      right_stride = {_1{}, p.columns, slice(p.columns * p.depth)};
+    }
+    const typename Epilogue::StrideD output_stride{p.columns, _1{}, slice(p.rows * p.columns)};
+    int device = 0;
+    STD_CUDA_CHECK(cudaGetDevice(&device));
+    const typename Kernel::Arguments arguments{
+        cutlass::gemm::GemmUniversalMode::kBatched,
+        {extent(p.rows), extent(p.columns), extent(p.depth), extent(p.slices)},
+        {element(left), left_stride, element(right), right_stride},
+        {fused, element(source), output_stride, static_cast<Output*>(output), output_stride},
+        {device, cuda_device(device).multiprocessors}};
+    SKINFAST_CHECK(Kernel::can_implement(arguments) && Kernel::get_workspace_size(arguments) == 0,
+                   "conv2d: CUTLASS refuses this matrix product; set SKINFAST_CONV2D=cudnn");
+    const auto kernel = &cutlass::device_kernel<Kernel>;
+    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        Kernel::SharedStorageSize));
+    const typename Kernel::Params params = Kernel::to_underlying_arguments(arguments, nullptr);
+    launch(kernel, Kernel::get_grid_shape(params), Kernel::get_block_shape(),
+           Kernel::SharedStorageSize, stream, params);
+  }
+};
+
+// Beside the output, of every column the sum and the sum of squares over the rows of each tile.
+template <typename Values>
+struct AddSquare {
+  CUTLASS_HOST_DEVICE Values operator()(const Values& sum, const Values& values) const {
+    return cutlass::multiply_add<Values>()(values, values, sum);
+  }
+};
+// Rows past the end are zeros, as TMA loads them, and add nothing.
+template <typename Schedule, template <class> typename Add>
+using ColumnSum =
+    fusion::Sm90RowReduction<Add, cutlass::plus, cutlass::plus, 0, typename Schedule::Tile, float,
+                             float, cutlass::FloatRoundStyle::round_to_nearest,
+                             cute::Stride<cute::_0, _1, cute::_0>, 4, /*EnableNullptr=*/false,
+                             /*FinalReduction=*/false, /*VisitCheckOOB=*/false>;
+template <typename Schedule>
+using ColumnSums =
+    fusion::Sm90EVT<ColumnSum<Schedule, cutlass::plus>,
+                    fusion::Sm90EVT<ColumnSum<Schedule, AddSquare>, fusion::Sm90AccFetch>>;
+
+template <typename Run>
+void dispatch_schedule(Conv2dKernel kernel, const Run& run) {
+  kernel == Conv2dKernel::kPersistent128x128 ? run.template operator()<Persistent128x128>()
+                                             : run.template operator()<Persistent128x64>();
+}
+
+}  // namespace
+
+void persistent_conv2d(Conv2dKernel kernel, const TensorCoreConv2d& c, const Conv2dForward& tensors,
+                       cudaStream_t stream) {
+  dispatch_schedule(kernel, [&]<typename Schedule>() {
+    using Fusion = fusion::LinCombPerColBiasEltAct<OptionalReLU, Element, float>;
+    using Forward = Product<Schedule, RowMajor, ColumnMajor, Element, Element, Fusion>;
+    typename Forward::Epilogue::FusionCallbacks::Arguments fused;
+    // At zero the source is not read; its descriptor is made all the same, of a tensor that exists.
+    fused.beta = tensors.residual ? 1.0f : 0.0f;
+    fused.bias_ptr = static_cast<const Element*>(tensors.bias);
+    fused.activation = {tensors.with_relu};
+    Forward::run(forward_product(c), tensors.x, tensors.weight,
+                 tensors.residual ? tensors.residual : tensors.output, tensors.output, fused,
+                 stream);
+  });
+}
+
+void persistent_conv2d_statistics(const TensorCoreConv2d& c, const void* x, const void* weight,
+                                  void* output, float* sums, float* squares, cudaStream_t stream) {
+  using Forward =
+      Product<Persistent128x64, RowMajor, ColumnMajor, void, Element, ColumnSums<Persistent128x64>>;
+  Forward::run(forward_product(c), x, weight, nullptr, output, {{{}, {squares}}, {sums}}, stream);
+}
+
+void persistent_conv2d_input_gradient(Conv2dKernel kernel, const TensorCoreConv2d& c,
+                                      const void* grad_output, const void* weight, void* grad_x,
+                                      cudaStream_t stream) {
+  dispatch_schedule(kernel, [&]<typename Schedule>() {
+    using Fusion = fusion::LinearCombination<Element, float, void>;
+    using Gradient = Product<Schedule, RowMajor, RowMajor, void, Element, Fusion>;
+    Gradient::run(input_gradient_product(c), grad_output, weight, nullptr, grad_x, {}, stream);
+  });
+}
+
+void persistent_conv2d_weight_gradient(Conv2dKernel kernel, const TensorCoreConv2d& c,
+                                       const void* grad_output, const void* x, float* partial,
+                                       int64_t slices, cudaStream_t stream) {
+  dispatch_schedule(kernel, [&]<typename Schedule>() {
+    using Fusion = fusion::LinearCombination<float, float, void>;
+    using Gradient = Product<Schedule, ColumnMajor, RowMajor, void, float, Fusion>;
+    Gradient::run(weight_gradient_product(c, slices), grad_output, x, nullptr, partial, {}, stream);
+  });
+}
+
+}  // namespace skinfast
