@@ -20,7 +20,8 @@ class Adam(Optimizer):
 
     The formula stands at :func:`skinfast.ops.adam.adam_`. Parameters without a gradient are passed
     over. The state dict is interchangeable with that of ``torch.optim.Adam``, in both directions
-    and in the middle of a training.
+    and in the middle of a training. States that are made in one step lie one behind the other in
+    one piece of memory (``skinfast.arena``); a file that is to hold a single one needs its clone.
 
     As in torch's fused Adam the steps are float32 tensors on the parameters' device, and
     :class:`torch.amp.GradScaler` hands over its scale and its verdict on infinities without
