@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from skinfast import arena
 from skinfast.models import build_model
 from skinfast.nn import CrossEntropyLoss
 from skinfast.optim import Adam
@@ -62,6 +63,7 @@ class Skinfast(Trainer):
         config = problem.config
         torch.manual_seed(config.seed)
         self.model = build_model(config.model, image_size=config.image_size).to(problem.device)
+        arena.lay_out(self.model)
         self._step = TrainStep(
             self.model,
             Adam(self.model.parameters(), lr=config.lr),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from skinfast import arena
 from skinfast.ops.adam import adam_
 
 _STATES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
@@ -19,7 +20,8 @@ class Adam(Optimizer):
 
     The formula stands at :func:`skinfast.ops.adam.adam_`. Parameters without a gradient are passed
     over. The state dict is interchangeable with that of ``torch.optim.Adam``, in both directions
-    and in the middle of a training.
+    and in the middle of a training. States that are made in one step lie one behind the other in
+    one piece of memory (``skinfast.arena``); a file that is to hold a single one needs its clone.
 
     As in torch's fused Adam the steps are float32 tensors on the parameters' device, and
     :class:`torch.amp.GradScaler` hands over its scale and its verdict on infinities without
@@ -111,7 +113,9 @@ class Adam(Optimizer):
         """One call of the op: the parameters of a group that are on one device."""
         amsgrad = group["amsgrad"]
         grads = [_dense_grad(param) for param in params]
-        states = [self._state_of(param, amsgrad) for param in params]
+        if new := [param for param in params if not self.state[param]]:
+            self._make_states(new, device, amsgrad)
+        states = [self.state[param] for param in params]
         beta1, beta2 = group["betas"]
         grad_scale, found_inf = (
             None if value is None else value.to(device, non_blocking=True)
@@ -136,18 +140,19 @@ class Adam(Optimizer):
             found_inf=found_inf,
         )
 
-    def _state_of(self, param: Tensor, amsgrad: bool) -> dict[str, Tensor]:
-        """The state of a parameter, made at its first gradient."""
-        state = self.state[param]
-        if not state:
-            if param.is_complex():
-                raise RuntimeError(
-                    "Adam does not support complex parameters; optimise torch.view_as_real of them"
-                )
-            state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
-            for name in _STATES if amsgrad else _STATES[:2]:
-                state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        return state
+    def _make_states(self, params: list[Tensor], device: torch.device, amsgrad: bool) -> None:
+        """Begin the states of parameters that have their first gradient, in arenas."""
+        if any(param.is_complex() for param in params):
+            raise RuntimeError(
+                "Adam does not support complex parameters; optimise torch.view_as_real of them"
+            )
+        steps = torch.zeros(len(params), dtype=torch.float32, device=device)
+        names = _STATES if amsgrad else _STATES[:2]
+        states = {name: arena.zeros_like(params) for name in names}
+        for i, param in enumerate(params):
+            self.state[param]["step"] = steps[i].data
+            for name, values in states.items():
+                self.state[param][name] = values[i]
 
 
 def _params_by_device(group: dict[str, Any]) -> dict[torch.device, list[Tensor]]:

@@ -1,4 +1,4 @@
-"""adam: one step for all parameters of ResNet-50 and of the CNN."""
+"""adam: one step for all parameters of a model, as a list and as one flat tensor."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from harness import Call
 from machine import Work
 from op_bench import Kernel, OpBench
 
+from skinfast import arena
 from skinfast.models import build_model
 from skinfast.optim import Adam
+
+FLAT = "one tensor"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class AdamBench(OpBench):
         parameters = list(build_model(case).to(device).parameters())
         for parameter in parameters:
             parameter.grad = torch.randn_like(parameter)
+        if mode == FLAT:
+            return _flat_step(parameters)
         if ours:
             optimizer: torch.optim.Optimizer = Adam(parameters)
         else:
@@ -50,12 +55,30 @@ class AdamBench(OpBench):
         return step
 
 
+def _flat_step(parameters: list[torch.nn.Parameter]) -> Call:
+    """The same step on one tensor that holds them all."""
+    values, grads = arena.zeros_like(parameters), arena.zeros_like(parameters)
+    for parameter, value, grad in zip(parameters, values, grads, strict=True):
+        value.copy_(parameter.detach())
+        assert parameter.grad is not None
+        grad.copy_(parameter.grad)
+    (flat,), (flat_grad,) = arena.flat(values), arena.flat(grads)
+    flat.requires_grad_().grad = flat_grad
+    optimizer = Adam([flat])
+
+    def step() -> list[torch.Tensor]:
+        optimizer.step()
+        return values
+
+    return step
+
+
 BENCH = AdamBench(
     name="adam",
     cases={"resnet50": (), "cnn": (), "logistic-regression": ()},
     arguments=lambda: (),
     work=lambda: (Work(0, 0), Work(0, 0)),
-    layouts=("as stored",),
+    layouts=("as stored", FLAT),
     dtypes=("float32",),
 )
 

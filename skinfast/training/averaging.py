@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from skinfast import arena
+
 
 class MovingAverage(AveragedModel):
     r"""The moving average of ``model``, to be fed by ``update_parameters(model)`` after every step.
@@ -23,6 +25,7 @@ class MovingAverage(AveragedModel):
 
     State and evaluation are those of torch's ``AveragedModel``. Its own update asks the host how
     many there were; this one leaves the count on the device, so that a CUDA graph can record it.
+    Model and average are moved into arenas: an update is one pass over each, in one call.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -30,24 +33,21 @@ class MovingAverage(AveragedModel):
         super().__init__(model, device=device, use_buffers=True)
         self.requires_grad_(False)
         self._decay = decay
+        arena.lay_out(model)
+        arena.lay_out(self.module)
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Take the weights after one more step into the average."""
         count = self.n_averaged.double()
         kept = ((1 + count) / (10 + count)).clamp(max=self._decay) * (count > 0)
-        weights: tuple[list[Tensor], list[Tensor]] = ([], [])
-        pairs = zip(_values(self.module), _values(model), strict=True)
-        for averaged, current in pairs:
+        for averaged, current in zip(_memory(self.module), _memory(model), strict=True):
             if averaged.is_floating_point():
-                weights[0].append(averaged)
-                weights[1].append(current)
+                averaged.lerp_(current, (1 - kept).to(averaged.dtype))
             else:  # batch norm's number of batches
                 averaged.copy_(current)
-        torch._foreach_mul_(weights[0], kept.float())
-        torch._foreach_add_(weights[0], torch._foreach_mul(weights[1], (1 - kept).float()))
         self.n_averaged.add_(1)
 
 
-def _values(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
+def _memory(model: nn.Module) -> list[Tensor]:
+    return arena.flat([*model.parameters(), *model.buffers()])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 import skinfast.ops  # noqa: F401  (registers adam_)
+from skinfast import arena
 
 # Parameters that are updated together: enough of them to feed all threads, few enough for a cache.
 _UPDATE_BYTES = 2**23
@@ -31,12 +32,13 @@ class LowPrecisionCopies:
         self._copies: dict[Tensor, Tensor] = {}
         self._versions: dict[Tensor, int] = {}
 
-    def of(self, parameter: Tensor, dtype: torch.dtype) -> Tensor:
-        """The copy; made where there is none yet."""
-        if parameter not in self._copies:
-            self._copies[parameter] = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
-            self._versions[parameter] = -1
-        return self._copies[parameter]
+    def of(self, parameters: dict[Tensor, torch.dtype]) -> list[Tensor]:
+        """The copies; made, in an arena, where there are none yet."""
+        new = {p: dtype for p, dtype in parameters.items() if p not in self._copies}
+        made = arena.zeros_like(list(new), list(new.values()))
+        self._copies.update(zip(new, made, strict=True))
+        self._versions.update(dict.fromkeys(new, -1))
+        return [self._copies[parameter] for parameter in parameters]
 
     def refresh(self, parameters: Sequence[Tensor]) -> None:
         """Bring the copies of these parameters up to date."""
@@ -231,7 +233,8 @@ class _Recording:
             readers.setdefault(node.target, []).extend(user for user in node.users if user != adam)
         nothing = self._value(parameters[0]).new_empty(0)
         written = [self._get_constant("no_copy", nothing)] * len(parameters)
-        folded = []
+        folded: dict[Tensor, torch.dtype] = {}
+        casts_of: dict[int, list[fx.Node]] = {}
         for i, (parameter, grad) in enumerate(zip(parameters, grads, strict=True)):
             casts = readers[parameter.target]
             dtypes = {cast.kwargs.get("dtype") for cast in casts}
@@ -240,15 +243,16 @@ class _Recording:
                 continue
             (dtype,) = dtypes
             assert isinstance(dtype, torch.dtype)
-            value = self._value(parameter)
-            written[i] = self._get_constant(f"copy_{parameter.target}", copies.of(value, dtype))
+            folded[self._value(parameter)] = dtype
+            casts_of[i] = casts
+            grads[i] = source
+        for (i, casts), copy in zip(casts_of.items(), copies.of(folded), strict=True):
+            written[i] = self._get_constant(f"copy_{parameters[i].target}", copy)
             for cast in casts:
                 cast.replace_all_uses_with(written[i])
                 self._graph.erase_node(cast)
-            grads[i] = source
-            folded.append(value)
         adam.args = (parameters, grads, *adam.args[2:6], written)
-        return folded
+        return list(folded)
 
 
 def _last_read(node: fx.Node, places: dict[fx.Node, int], but: fx.Node) -> int:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from skinfast import arena
 from skinfast.data import CLASSES, DeviceBatches
 from skinfast.environment import started_with_others
 from skinfast.errors import SkinfastError
@@ -109,8 +110,8 @@ class Processes:
     def take_buffers(self, model: nn.Module) -> None:
         """Replace the buffers, running means and variances, by those of the first process."""
         if self.count > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, 0)
+            for buffers in arena.flat(model.buffers()):
+                dist.broadcast(buffers, 0)
 
     def logits_of(
         self, model: nn.Module, batches: DeviceBatches, device: torch.device, precision: str
@@ -138,6 +139,10 @@ class DistributedStep(TrainStep):
 
     def __init__(self, model: nn.Module, *args: Any, **options: Any) -> None:
         replica = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        # From here on. It would send the first process's buffers at every step, where only an
+        # evaluation reads them; `take_buffers` is in time for that. An argument of the same name
+        # would leave them as they are now, too, and is called differently from release to release.
+        replica.broadcast_buffers = False
         super().__init__(replica, *args, **{**options, "capture": False})
         self._processes = Processes.current()
         self._smallest_part = smallest_part(model)

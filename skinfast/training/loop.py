@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from skinfast import arena
 from skinfast.data import CLASSES, DeviceBatches, class_weights
 from skinfast.errors import DivergedError
 from skinfast.models import build_model
@@ -66,6 +67,7 @@ def train(
         convert_sync_batch_norm(model, problem.device)
     processes.check_batch_size(config.batch_size, model)
     model.to(problem.device)
+    arena.lay_out(model)
     run = RunFolder(output)
     opened = functools.partial(_open, run, config, problem.fingerprint(), resume)
     config, state, epochs = processes.from_first(opened)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.optim.adam import adam as torch_adam
 
+from skinfast import arena
 from skinfast.ops.adam import adam_
 from skinfast.testing import LOW_PRECISION_FACTOR, devices, dtypes
 
@@ -102,6 +103,29 @@ def test_takes_more_tensors_than_one_launch_holds(device):
     for p, g, m, v, t in zip(*apart[:4], apart[5], strict=True):
         adam_([p], [g], [m], [v], [], [t], **SETTINGS)
     assert_equal(together, apart)
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_one_flat_tensor_is_the_list_to_the_bit(device, dtype, amsgrad):
+    if dtype not in dtypes(device):
+        pytest.skip(f"no {dtype} on the {device}")
+    *lists, steps = arguments(device=device, dtype=dtype, amsgrad=amsgrad)
+    flats = []
+    for values in lists:
+        views = arena.zeros_like(values)
+        for view, value in zip(views, values, strict=True):
+            view.copy_(value)
+        flats.append((arena.flat(views), views))
+    for value in steps:
+        value.fill_(3)
+    step = steps[0].clone()
+    for _ in range(2):
+        adam_(*lists, steps, **SETTINGS, amsgrad=amsgrad)
+        adam_(*(flat for flat, _ in flats), [step], **SETTINGS, amsgrad=amsgrad)
+    assert [len(flat) for flat, _ in flats] == [1, 1, 1, 1, int(amsgrad)]
+    assert_equal(lists, [views for _, views in flats])
 
 
 @pytest.mark.parametrize("device", devices())

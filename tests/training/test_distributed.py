@@ -27,6 +27,7 @@ from skinfast.nn import CrossEntropyLoss, convert_sync_batch_norm
 from skinfast.training import TrainConfig, TrainStep, load_model, train
 from skinfast.training.distributed import DistributedStep, Processes, joined, part_of, smallest_part
 from skinfast.training.losses import FocalLoss
+from tests.test_arena import no_arenas
 
 COUNT = 2
 
@@ -225,6 +226,25 @@ def test_runs_follow_the_curve_of_one_process(in_two, configs, tmp_path):
         for key, value in expected.items():
             torch.testing.assert_close(weights[key], value, rtol=1e-4, atol=1e-5,
                                        msg=f"{name} {key}: {{}}".format)  # fmt: skip
+
+
+def train_without_arenas(configs, folder):
+    with no_arenas():
+        return train_together(configs, folder)
+
+
+def test_runs_are_the_same_to_the_bit_without_arenas(in_two, configs, tmp_path):
+    configs = {name: configs[name] for name in ("everything", "by parts")}
+    in_two(train_together, configs, tmp_path / "arenas")
+    in_two(train_without_arenas, configs, tmp_path / "apart")
+    for name in configs:
+        (ours, weights), (theirs, expected) = (
+            of_run(tmp_path / kind / name) for kind in ("arenas", "apart")
+        )
+        assert all(torch.equal(weights[key], value) for key, value in expected.items())
+        for mine, other in zip(ours, theirs, strict=True):
+            for key in other.keys() - {"seconds", "images_per_second"}:
+                assert mine[key] == other[key], (name, key)
 
 
 def resume_together(config, folder):
