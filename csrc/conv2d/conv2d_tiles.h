@@ -41,7 +41,10 @@ struct TileConv2d {
 struct TileTarget {
   int64_t H, W, step_h, step_w, h, w, channels;
 
-  bool is_dense() const { return step_h == 1 && step_w == 1; }
+  // Whether the grid's rows are the result's pixels, one after the other.
+  bool is_dense(const TileConv2d& conv) const {
+    return step_h == 1 && step_w == 1 && conv.I == H && conv.J == W;
+  }
 };
 
 // The panels [begin, end) of rows and of columns that a task computes.

@@ -218,7 +218,7 @@ struct Scratch {
 void multiply_rows(const TileConv2d& conv, const TileTarget& target, int64_t first_row,
                    int64_t column, const uint32_t* a, const uint32_t* b, int64_t blocks,
                    bool accumulate, float* result, float* corner) {
-  if (target.is_dense() && first_row + kTilePanel <= conv.rows()) {
+  if (target.is_dense(conv) && first_row + kTilePanel <= conv.rows()) {
     multiply_panels(a, b, blocks, result + first_row * target.channels + column, target.channels,
                     accumulate);
     return;

@@ -164,6 +164,7 @@ def sample_inputs(device: str, dtype: torch.dtype) -> Iterator[SampleInput]:
     yield sample("panels-strided", (5, 64, 5, 4), (32, 64, 3, 3), stride=2, padding=1)
     yield sample("panels-pointwise", (7, 64, 3, 3), (96, 64, 1, 1))
     yield sample("panels-between-strides", (3, 32, 5, 5), (32, 32, 1, 1), stride=2)
+    yield sample("panels-first-pixel", (40, 32, 2, 2), (32, 32, 1, 1), stride=2)
     yield sample("panels-centre-tap", (40, 32, 1, 1), (32, 32, 3, 3), padding=1)
     yield sample("stem", (2, 3, 12, 12), (8, 3, 7, 7), stride=2, padding=3)
     yield sample("grouped", (2, 32, 3, 3), (6, 16, 3, 3), groups=2, dilation=2, padding=2)
