@@ -72,7 +72,7 @@ class Skinfast(Trainer):
             precision=config.precision,
             capture=True,
         )
-        self._batches = problem.train_batches()
+        self._batches = problem.train_batches(self.model)
         super().__init__()
 
     def epoch(self) -> float:

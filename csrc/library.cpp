@@ -76,11 +76,12 @@ STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
       "Tensor variance, int count, float momentum) -> ()");
   m.def(
       "batch_norm_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, "
-      "Tensor? norm_bias, Tensor? running_mean, Tensor? running_var, bool training, float eps) "
-      "-> (Tensor output, Tensor mean, Tensor variance)");
+      "Tensor? norm_bias, Tensor? running_mean, Tensor? running_var, bool training, float eps, "
+      "Tensor? scale=None, Tensor? shift=None) -> (Tensor output, Tensor mean, Tensor variance)");
   m.def(
       "batch_norm_linear_backward(Tensor grad_output, Tensor x, Tensor mean, Tensor variance, "
-      "Tensor weight, Tensor? norm_weight, Tensor? norm_bias, float eps) "
+      "Tensor weight, Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor? scale=None, "
+      "Tensor? shift=None) "
       "-> (Tensor grad_weight, Tensor grad_bias, Tensor grad_norm_weight, Tensor grad_norm_bias)");
   m.def(
       "max_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "

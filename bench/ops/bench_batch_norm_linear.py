@@ -6,11 +6,18 @@ from op_bench import MATRICES, Kernel, OpBench, values
 
 
 def arguments(dtype, n, features, classes):
-    """The pixels need no gradient; statistics and parameters stay in float32 under autocast."""
+    """The pixels need no gradient; statistics and parameters stay in float32 under autocast.
+
+    Bytes are of three channels, and say what they stand for.
+    """
     statistics = torch.zeros(features), torch.ones(features)
     norm = [values(torch.float32, features) for _ in range(2)]
     dense = values(torch.float32, classes, features), values(torch.float32, classes)
-    return values(dtype, n, features, gradient=False), *statistics, *norm, *dense, True
+    others = (*statistics, *norm, *dense, True)
+    if dtype != torch.uint8:
+        return values(dtype, n, features, gradient=False), *others
+    pixels = torch.randint(256, (n, features), dtype=dtype)
+    return pixels, *others, 0.1, 1e-5, torch.full((3,), 0.02), torch.full((3,), -3.0)
 
 
 def work(n, features, classes):
@@ -35,6 +42,7 @@ _PIXELS = {
     "dtype": "float32",
     "layout": "contiguous",
 }
+_BYTES = {**_PIXELS, "dtype": "uint8", "instance": "unsigned char", "units": 256 * 12288}
 # A feature's parameters and statistics, 11 floats forward and 20 backward, serve 256 rows; 192
 # blocks leave partial outputs.
 KERNELS = (
@@ -62,5 +70,14 @@ KERNELS = (
         units=256 * 12288,
         direction="training",
         **_PIXELS,
+    ),
+    Kernel("blocks_kernel", "byte of x", bytes=1 + 4 * 11 / 256, operations=2 * 7 + 4, **_BYTES),
+    Kernel(
+        "blocks_backward_kernel",
+        "byte of x",
+        bytes=1 + 4 * 20 / 256,
+        operations=2 * 7,
+        direction="training",
+        **_BYTES,
     ),
 )

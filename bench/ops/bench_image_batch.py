@@ -75,4 +75,16 @@ KERNELS = (
         shape=(256, 64),
         dtype="float32",
     ),
+    Kernel(
+        "image_batch_kernel",
+        "byte",
+        bytes=2,
+        operations=0,
+        units=256 * 3 * 64 * 64,
+        case="256 of 64x64",
+        shape=(256, 64),
+        dtype="uint8",
+        instance="unsigned char",
+        layout="contiguous",
+    ),
 )

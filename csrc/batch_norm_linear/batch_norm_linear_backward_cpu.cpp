@@ -28,13 +28,9 @@ inline void gradient_dots(const T* x, const BatchNormLinearShape& shape, const A
 
 template <typename A>
 void finish_gradients(const BatchNormLinearBackward& a, int64_t first, int64_t count,
-                      const A (*dots)[kFeatureBlock]) {
-  const A* variance = static_cast<const A*>(a.variance) + first;
-  A reciprocal[kFeatureBlock], norm_weight[kFeatureBlock], norm_bias[kFeatureBlock];
+                      const A* reciprocal, const A (*dots)[kFeatureBlock]) {
+  A norm_weight[kFeatureBlock], norm_bias[kFeatureBlock];
   A of_weight[kFeatureBlock] = {}, of_bias[kFeatureBlock] = {};
-  for (int64_t f = 0; f < count; ++f) {
-    reciprocal[f] = reciprocal_deviation(variance[f], static_cast<A>(a.eps));
-  }
   for (int64_t f = 0; f < count; ++f) {
     norm_weight[f] =
         a.norm_weight == nullptr ? A(1) : static_cast<const A*>(a.norm_weight)[first + f];
@@ -68,7 +64,13 @@ void backward_block(const BatchNormLinearBackward& a, const void* packed, int64_
   const int64_t count = smaller(kFeatureBlock, a.shape.features - first);
   A dots[kMaxOutputs][kFeatureBlock];
   const T* x = static_cast<const T*>(a.x) + first;
-  const A* mean = static_cast<const A*>(a.mean) + first;
+  const A* variance = static_cast<const A*>(a.variance) + first;
+  A mean[kFeatureBlock], reciprocal[kFeatureBlock];
+  memcpy(mean, static_cast<const A*>(a.mean) + first, count * sizeof(A));
+  for (int64_t f = 0; f < count; ++f) {
+    reciprocal[f] = reciprocal_deviation(variance[f], static_cast<A>(a.eps));
+  }
+  if constexpr (kIsByte<T>) convert_block_to_bytes(a.pixels, first, count, mean, reciprocal);
   for (int64_t k = 0; k < a.shape.outputs; k += kOutputGroup) {
     const A* group = static_cast<const A*>(packed) + k * a.shape.rows;
     const auto dots_at = [&](int64_t f) {
@@ -83,7 +85,7 @@ void backward_block(const BatchNormLinearBackward& a, const void* packed, int64_
                               dots_at(f));
     }
   }
-  finish_gradients<A>(a, first, count, dots);
+  finish_gradients<A>(a, first, count, reciprocal, dots);
 }
 
 }  // namespace
@@ -109,6 +111,10 @@ void batch_norm_linear_pack(DType dtype, const BatchNormLinearBackward& a, void*
 
 void batch_norm_linear_blocks_backward(DType dtype, const BatchNormLinearBackward& a,
                                        const void* packed, int64_t begin, int64_t end) {
+  if (a.pixels.scale != nullptr) {
+    for (int64_t i = begin; i < end; ++i) backward_block<uint8_t>(a, packed, i);
+    return;
+  }
   SKINFAST_CPU_DISPATCH(dtype, T, {
     for (int64_t i = begin; i < end; ++i) backward_block<T>(a, packed, i);
   });
@@ -125,9 +131,11 @@ namespace {
 FourTensors batch_norm_linear_backward_cpu(const Tensor& grad_output, const Tensor& x,
                                            const Tensor& mean, const Tensor& variance,
                                            const Tensor& weight, const OptionalTensor& norm_weight,
-                                           const OptionalTensor& norm_bias, double eps) {
+                                           const OptionalTensor& norm_bias, double eps,
+                                           const OptionalTensor& scale,
+                                           const OptionalTensor& shift) {
   return batch_norm_linear_backward_host(
-      grad_output, x, mean, variance, weight, norm_weight, norm_bias, eps,
+      grad_output, x, mean, variance, weight, norm_weight, norm_bias, eps, scale, shift,
       [](const BatchNormLinearBackward& call, const Tensor& x) {
         const int64_t groups = ceil_divide(call.shape.outputs, kOutputGroup);
         const Tensor packed = torch::stable::new_empty(x, {groups * kOutputGroup * call.shape.rows},

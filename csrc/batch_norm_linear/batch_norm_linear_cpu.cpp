@@ -65,6 +65,56 @@ void merge_rows(const T* x, int64_t stride, int64_t rows, int64_t count, int64_t
   }
 }
 
+// Rows whose squares a float adds up exactly.
+constexpr int64_t kExactRows = 256;
+// Vectors of bytes that are added up together, for their latency.
+constexpr int kByteVectors = 4;
+
+// sums, squares [features] of x [rows, features], rows `stride` apart, at most kExactRows of them.
+template <int kVectors, bool kWhole>
+inline void add_bytes(const uint8_t* x, int64_t stride, int64_t rows, int64_t lanes, int64_t* sums,
+                      int64_t* squares) {
+  vector_t<float> sum[kVectors] = {}, squared[kVectors] = {};
+  for (int64_t row = 0; row < rows; ++row, x += stride) {
+    for (int v = 0; v < kVectors; ++v) {
+      const vector_t<float> bytes = load_lanes<kWhole>(x + v * kLanes<float>, lanes);
+      sum[v] += bytes;
+      squared[v] = bytes * bytes + squared[v];
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) {
+    for (int64_t i = 0; i < lanes; ++i) {
+      sums[v * kLanes<float> + i] += static_cast<int64_t>(sum[v][i]);
+      squares[v * kLanes<float> + i] += static_cast<int64_t>(squared[v][i]);
+    }
+  }
+}
+
+void set_byte_statistics(const BatchNormLinearForward& a, int64_t first, int64_t count, float* mean,
+                         float* variance) {
+  constexpr int64_t kTogetherBytes = kByteVectors * kLanes<float>;
+  const int64_t N = a.shape.rows, F = a.shape.features;
+  int64_t sums[kFeatureBlock] = {}, squares[kFeatureBlock] = {};
+  for (int64_t row = 0; row < N; row += kExactRows) {
+    const uint8_t* x = static_cast<const uint8_t*>(a.x) + row * F + first;
+    const int64_t rows = smaller(kExactRows, N - row);
+    int64_t f = 0;
+    for (; f + kTogetherBytes <= count; f += kTogetherBytes) {
+      add_bytes<kByteVectors, true>(x + f, F, rows, kLanes<float>, sums + f, squares + f);
+    }
+    for (; f < count; f += kLanes<float>) {
+      const int64_t lanes = smaller(kLanes<float>, count - f);
+      add_bytes<1, false>(x + f, F, rows, lanes, sums + f, squares + f);
+    }
+  }
+  for_each_channel(a.pixels, first, count,
+                   [&](float scale, float shift, int64_t begin, int64_t end) {
+                     for (int64_t f = begin; f < end; ++f) {
+                       byte_statistics(sums[f], squares[f], N, scale, shift, mean[f], variance[f]);
+                     }
+                   });
+}
+
 template <typename T, typename A = accumulate_t<T>>
 void set_statistics(const BatchNormLinearForward& a, int64_t first, int64_t count) {
   A* __restrict mean = static_cast<A*>(a.mean) + first;
@@ -74,6 +124,7 @@ void set_statistics(const BatchNormLinearForward& a, int64_t first, int64_t coun
     memcpy(variance, static_cast<const A*>(a.running_var) + first, count * sizeof(A));
     return;
   }
+  if constexpr (kIsByte<T>) return set_byte_statistics(a, first, count, mean, variance);
   const T* x = static_cast<const T*>(a.x) + first;
   const int64_t N = a.shape.rows, F = a.shape.features;
   A merged[3][kFeatureBlock] = {};
@@ -87,7 +138,7 @@ void set_statistics(const BatchNormLinearForward& a, int64_t first, int64_t coun
 }
 
 // Fills the block; constants [K] = sum_f norm_bias[f] weight[k,f].
-template <typename A>
+template <typename T, typename A = accumulate_t<T>>
 void prepare(const BatchNormLinearForward& a, FeatureBlock<A>& block, A* constants) {
   const int64_t first = block.first, count = block.count;
   const A* norm_weight = static_cast<const A*>(a.norm_weight);
@@ -103,6 +154,7 @@ void prepare(const BatchNormLinearForward& a, FeatureBlock<A>& block, A* constan
   }
   memset(block.mean, 0, sizeof(block.mean));
   memcpy(block.mean, static_cast<const A*>(a.mean) + first, count * sizeof(A));
+  if constexpr (kIsByte<T>) convert_block_to_bytes(a.pixels, first, count, block.mean, scale);
   memset(block.weight, 0, sizeof(block.weight));
   for (int64_t k = 0; k < a.shape.outputs; ++k) {
     const A* __restrict weight = static_cast<const A*>(a.weight) + k * a.shape.features + first;
@@ -167,7 +219,7 @@ void forward_block(const BatchNormLinearForward& a, int64_t index) {
   block.count = smaller(kFeatureBlock, F - block.first);
   A constants[kMaxOutputs];
   set_statistics<T>(a, block.first, block.count);
-  prepare(a, block, constants);
+  prepare<T>(a, block, constants);
   const T* x = static_cast<const T*>(a.x) + block.first;
   A* share = static_cast<A*>(a.partials) + index * N * K;
   for (int64_t k = 0; k < K; k += kOutputGroup) {
@@ -205,6 +257,10 @@ void combine(const BatchNormLinearForward& a, int64_t first, int64_t count) {
 
 void batch_norm_linear_blocks(DType dtype, const BatchNormLinearForward& a, int64_t begin,
                               int64_t end) {
+  if (a.pixels.scale != nullptr) {
+    for (int64_t i = begin; i < end; ++i) forward_block<uint8_t>(a, i);
+    return;
+  }
   SKINFAST_CPU_DISPATCH(dtype, T, {
     for (int64_t i = begin; i < end; ++i) forward_block<T>(a, i);
   });
@@ -225,16 +281,14 @@ void batch_norm_linear_combine(DType dtype, const BatchNormLinearForward& a, int
 namespace skinfast {
 namespace {
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_linear_cpu(const Tensor& x, const Tensor& weight,
-                                                         const OptionalTensor& bias,
-                                                         const OptionalTensor& norm_weight,
-                                                         const OptionalTensor& norm_bias,
-                                                         const OptionalTensor& running_mean,
-                                                         const OptionalTensor& running_var,
-                                                         bool training, double eps) {
+std::tuple<Tensor, Tensor, Tensor> batch_norm_linear_cpu(
+    const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+    const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
+    const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
+    double eps, const OptionalTensor& scale, const OptionalTensor& shift) {
   return batch_norm_linear_host(
-      x, weight, bias, norm_weight, norm_bias, running_mean, running_var, training, eps,
-      kFeatureBlock, [](const BatchNormLinearForward& call, const Tensor& x) {
+      x, weight, bias, norm_weight, norm_bias, running_mean, running_var, training, eps, scale,
+      shift, kFeatureBlock, [](const BatchNormLinearForward& call, const Tensor& x) {
         const int64_t grain = ceil_divide(kElementGrain, kFeatureBlock * call.shape.rows);
         parallel_for(feature_blocks(call.shape), grain, [&](int64_t begin, int64_t end) {
           SKINFAST_KERNEL(batch_norm_linear_blocks)(dtype_of(x), call, begin, end);

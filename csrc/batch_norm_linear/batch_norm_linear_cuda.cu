@@ -32,11 +32,65 @@ __device__ Moments<accumulate_t<T>> moments_of_rows(const BatchNormLinearForward
   return shifted_moments(count, pivot, sum, squares);
 }
 
+// The sums of bytes and of their squares: exact, so in any order.
+struct ByteSums {
+  int64_t sum, squares;
+};
+
+__device__ __forceinline__ ByteSums merge(ByteSums a, ByteSums b) {
+  return {a.sum + b.sum, a.squares + b.squares};
+}
+
+__device__ __forceinline__ ByteSums sums_of_rows(const BatchNormLinearForward& a, int64_t feature) {
+  ByteSums sums{};
+  if (feature >= a.shape.features) return sums;
+  const uint8_t* x = static_cast<const uint8_t*>(a.x) + feature;
+  for (int64_t n = threadIdx.y; n < a.shape.rows; n += kGroups) {
+    const int32_t byte = x[n * a.shape.features];
+    sums = merge(sums, {byte, byte * byte});
+  }
+  return sums;
+}
+
+// The batch's statistics of the thread's feature.
+template <typename T, typename A = accumulate_t<T>>
+__device__ __forceinline__ void batch_statistics(const BatchNormLinearForward& a, int64_t feature,
+                                                 A& mean, A& variance) {
+  if constexpr (kIsByte<T>) {
+    __shared__ ByteSums sums[kThreads];
+    sums[thread_in_block()] = sums_of_rows(a, feature);
+    merge_block<1>(sums);
+    __syncthreads();
+    if (feature >= a.shape.features) return;
+    const ByteSums total = sums[threadIdx.x];
+    const int64_t channel = feature / a.pixels.channel_features;
+    byte_statistics(total.sum, total.squares, a.shape.rows, a.pixels.scale[channel],
+                    a.pixels.shift[channel], mean, variance);
+  } else {
+    __shared__ Moments<A> moments[kThreads];
+    moments[thread_in_block()] = moments_of_rows<T>(a, feature);
+    merge_block<1>(moments);
+    __syncthreads();
+    const Moments<A> total = moments[threadIdx.x];
+    mean = total.pivot + total.offset;
+    variance = total.m2 / static_cast<A>(a.shape.rows);
+  }
+}
+
+// As convert_to_bytes() says, where x is bytes.
+template <typename T, typename A = accumulate_t<T>>
+__device__ __forceinline__ void convert_feature(const PixelScale& pixels, int64_t feature, A& mean,
+                                                A& factor) {
+  if constexpr (kIsByte<T>) {
+    const int64_t channel = feature / pixels.channel_features;
+    convert_to_bytes(pixels.scale[channel], pixels.shift[channel], mean, factor);
+  }
+}
+
 // A block's statistics and its partial result.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) blocks_kernel(BatchNormLinearForward a) {
   using A = accumulate_t<T>;
-  __shared__ Moments<A> moments[kThreads];
   __shared__ A weight[kMaxOutputs][kPitch];  // scaled by s
   __shared__ A constants[kMaxOutputs];       // sum_f norm_bias[f] weight[k,f]
   __shared__ A staged[kStagedRows][kPitch];
@@ -48,12 +102,7 @@ __global__ void __launch_bounds__(kThreads) blocks_kernel(BatchNormLinearForward
 
   A mean = 0, variance = 0;
   if (a.training) {
-    moments[thread_in_block()] = moments_of_rows<T>(a, feature);
-    merge_block<1>(moments);
-    __syncthreads();
-    const Moments<A> total = moments[column];
-    mean = total.pivot + total.offset;
-    variance = total.m2 / static_cast<A>(N);
+    batch_statistics<T>(a, feature, mean, variance);
   } else if (inside) {
     mean = static_cast<const A*>(a.running_mean)[feature];
     variance = static_cast<const A*>(a.running_var)[feature];
@@ -68,6 +117,7 @@ __global__ void __launch_bounds__(kThreads) blocks_kernel(BatchNormLinearForward
     scale = reciprocal_deviation(variance, static_cast<A>(a.eps));
     if (a.norm_weight != nullptr) scale *= static_cast<const A*>(a.norm_weight)[feature];
     if (a.norm_bias != nullptr) shift = static_cast<const A*>(a.norm_bias)[feature];
+    convert_feature<T>(a.pixels, feature, mean, scale);
   }
   for (int k = group; k < K; k += kGroups) {
     const A value = inside ? static_cast<const A*>(a.weight)[k * F + feature] : A(0);
@@ -126,6 +176,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T>
 __global__ void __launch_bounds__(kThreads) blocks_backward_kernel(BatchNormLinearBackward a) {
   using A = accumulate_t<T>;
+  using Output = std::conditional_t<kIsByte<T>, float, T>;
   __shared__ A dots[kGroups][kMaxOutputs][kFeatures];
   __shared__ A sums[kGroups][kMaxOutputs];
   const int64_t N = a.shape.rows, F = a.shape.features;
@@ -134,12 +185,18 @@ __global__ void __launch_bounds__(kThreads) blocks_backward_kernel(BatchNormLine
   const int64_t feature = static_cast<int64_t>(blockIdx.x) * kFeatures + column;
   const bool inside = feature < F;
 
+  A mean = 0, reciprocal = 0;
+  if (inside) {
+    mean = static_cast<const A*>(a.mean)[feature];
+    reciprocal =
+        reciprocal_deviation(static_cast<const A*>(a.variance)[feature], static_cast<A>(a.eps));
+    convert_feature<T>(a.pixels, feature, mean, reciprocal);
+  }
   // G and D of the group's rows. Every thread of a group has the same D: cheaper than a launch.
-  const A mean = inside ? static_cast<const A*>(a.mean)[feature] : A(0);
   A dot[kMaxOutputs] = {}, sum[kMaxOutputs] = {};
   for (int64_t n = group; n < N; n += kGroups) {
     const A centred = inside ? load(static_cast<const T*>(a.x)[n * F + feature]) - mean : A(0);
-    const T* grad = static_cast<const T*>(a.grad_output) + n * K;
+    const Output* grad = static_cast<const Output*>(a.grad_output) + n * K;
 #pragma unroll
     for (int k = 0; k < kMaxOutputs; ++k) {
       if (k < K) {
@@ -163,10 +220,8 @@ __global__ void __launch_bounds__(kThreads) blocks_backward_kernel(BatchNormLine
     for (int g = 0; g < kGroups; ++g) total += sums[g][k];
     return total;
   };
-  A reciprocal = 0, norm_weight = 1, norm_bias = 0;
+  A norm_weight = 1, norm_bias = 0;
   if (inside) {
-    reciprocal =
-        reciprocal_deviation(static_cast<const A*>(a.variance)[feature], static_cast<A>(a.eps));
     if (a.norm_weight != nullptr) norm_weight = static_cast<const A*>(a.norm_weight)[feature];
     if (a.norm_bias != nullptr) norm_bias = static_cast<const A*>(a.norm_bias)[feature];
   }
@@ -194,22 +249,20 @@ __global__ void __launch_bounds__(kThreads) blocks_backward_kernel(BatchNormLine
 
 const dim3 kBlock(kFeatures, kGroups);
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_linear_cuda(const Tensor& x, const Tensor& weight,
-                                                          const OptionalTensor& bias,
-                                                          const OptionalTensor& norm_weight,
-                                                          const OptionalTensor& norm_bias,
-                                                          const OptionalTensor& running_mean,
-                                                          const OptionalTensor& running_var,
-                                                          bool training, double eps) {
+std::tuple<Tensor, Tensor, Tensor> batch_norm_linear_cuda(
+    const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+    const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
+    const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
+    double eps, const OptionalTensor& scale, const OptionalTensor& shift) {
   return batch_norm_linear_host(
-      x, weight, bias, norm_weight, norm_bias, running_mean, running_var, training, eps, kFeatures,
-      [](const BatchNormLinearForward& call, const Tensor& x) {
+      x, weight, bias, norm_weight, norm_bias, running_mean, running_var, training, eps, scale,
+      shift, kFeatures, [](const BatchNormLinearForward& call, const Tensor& x) {
         const DeviceGuard guard(x.get_device_index());
         const int64_t blocks = ceil_divide(call.shape.features, kFeatures);
         const int64_t outputs = call.shape.rows * call.shape.outputs;
         SKINFAST_CUDA_DISPATCH(dtype_of(x), T, {
-          launch(&blocks_kernel<T>, dim3(static_cast<unsigned>(blocks)), kBlock, 0,
-                 current_stream(x), call);
+          launch(call.pixels.scale != nullptr ? &blocks_kernel<uint8_t> : &blocks_kernel<T>,
+                 dim3(static_cast<unsigned>(blocks)), kBlock, 0, current_stream(x), call);
           launch(&combine_outputs_kernel<T>,
                  dim3(static_cast<unsigned>(ceil_divide(outputs, kWarpSize))),
                  dim3(kWarpSize, kCombined), 0, current_stream(x), call, blocks);
@@ -220,15 +273,18 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_linear_cuda(const Tensor& x, const
 FourTensors batch_norm_linear_backward_cuda(const Tensor& grad_output, const Tensor& x,
                                             const Tensor& mean, const Tensor& variance,
                                             const Tensor& weight, const OptionalTensor& norm_weight,
-                                            const OptionalTensor& norm_bias, double eps) {
+                                            const OptionalTensor& norm_bias, double eps,
+                                            const OptionalTensor& scale,
+                                            const OptionalTensor& shift) {
   return batch_norm_linear_backward_host(
-      grad_output, x, mean, variance, weight, norm_weight, norm_bias, eps,
+      grad_output, x, mean, variance, weight, norm_weight, norm_bias, eps, scale, shift,
       [](const BatchNormLinearBackward& call, const Tensor& x) {
         const DeviceGuard guard(x.get_device_index());
         const int64_t blocks = ceil_divide(call.shape.features, kFeatures);
         SKINFAST_CUDA_DISPATCH(dtype_of(x), T, {
-          launch(&blocks_backward_kernel<T>, dim3(static_cast<unsigned>(blocks)), kBlock, 0,
-                 current_stream(x), call);
+          launch(call.pixels.scale != nullptr ? &blocks_backward_kernel<uint8_t>
+                                              : &blocks_backward_kernel<T>,
+                 dim3(static_cast<unsigned>(blocks)), kBlock, 0, current_stream(x), call);
         });
       });
 }

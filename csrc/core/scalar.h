@@ -39,6 +39,7 @@ using accumulate_t = typename Accumulate<T>::type;
 
 SKINFAST_HOST_DEVICE float load(float value) { return value; }
 SKINFAST_HOST_DEVICE double load(double value) { return value; }
+SKINFAST_HOST_DEVICE float load(uint8_t value) { return static_cast<float>(value); }
 
 SKINFAST_HOST_DEVICE float load(BFloat16 value) {
   const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;

@@ -5,7 +5,7 @@
 
 #include "core/scalar.h"
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -53,6 +53,24 @@ SKINFAST_HOST_DEVICE vector_t<float> load_vector(const BFloat16* source) {
   memcpy(&narrow, source, sizeof(narrow));
   const Wide wide = __builtin_convertvector(narrow, Wide) << 16;
   return reinterpret_cast<vector_t<float>>(wide);
+}
+
+SKINFAST_HOST_DEVICE vector_t<float> load_vector(const uint8_t* source) {
+  typedef int32_t Words __attribute__((vector_size(SKINFAST_VECTOR_BYTES)));
+  // Converted at once, GCC takes bytes apart one by one.
+#if defined(__AVX512F__)
+  const __m512i words =
+      _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
+#elif defined(__AVX2__)
+  const __m256i words =
+      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(source)));
+#else
+  int32_t words[kLanes<float>];
+  for (int i = 0; i < kLanes<float>; ++i) words[i] = source[i];
+#endif
+  Words integers;
+  memcpy(&integers, &words, sizeof(integers));
+  return __builtin_convertvector(integers, vector_t<float>);
 }
 
 SKINFAST_HOST_DEVICE void store_vector(float* target, vector_t<float> value) {

@@ -1,5 +1,5 @@
 // A batch from a dataset kept as bytes: images gathered, mirrored, turned, recoloured and
-// normalised.
+// normalised, or left as bytes.
 #pragma once
 
 #include "core/isa.h"
@@ -25,6 +25,7 @@ struct ImageBatch {
   bool mirror, rotate;
   double jitter;
   BatchLayout layout;
+  bool bytes;  // the batch's pixels are bytes, as they were
 };
 
 // What an image of the dataset becomes. Pixel (h, w) of the batch is at
@@ -45,10 +46,11 @@ SKINFAST_HOST_DEVICE int64_t image_index(const ImageBatch& call, int64_t b) {
   return index >= 0 && index < call.num_images ? index : -1;
 }
 
-// A label for what is no image: the NaN of its pixels shall reach the loss.
+// A label for what is no image: the NaN of its pixels shall reach the loss. Bytes have none, so
+// there the label names no class, which makes the loss NaN too.
 SKINFAST_HOST_DEVICE int64_t image_label(const ImageBatch& call, int64_t b) {
   const int64_t index = image_index(call, b);
-  return index < 0 ? 0 : call.labels[index];
+  return index >= 0 ? call.labels[index] : call.bytes ? -1 : 0;
 }
 
 // All that is random in a batch. Word for word the same whatever is asked for, so that switching
@@ -101,10 +103,15 @@ SKINFAST_HOST_DEVICE ImageView<A> image_view(const ImageBatch& call, int64_t b) 
 // `byte` is an int, since a vector of those is converted in one instruction on every machine.
 template <typename T>
 SKINFAST_HOST_DEVICE T image_value(int32_t byte, accumulate_t<T> scale, accumulate_t<T> shift) {
-  return store<T>(product(static_cast<accumulate_t<T>>(byte), scale) + shift);
+  if constexpr (sizeof(T) == 1) {
+    return static_cast<T>(byte);
+  } else {
+    return store<T>(product(static_cast<accumulate_t<T>>(byte), scale) + shift);
+  }
 }
 
-// CPU kernel, on the rows [begin, end) of all images.
+// CPU kernel, on the rows [begin, end) of all images; bytes, which are no dtype here, are in
+// `call`.
 SKINFAST_DECLARE_KERNEL(void image_batch(DType dtype, const ImageBatch& call, void* output,
                                          int64_t begin, int64_t end))
 
@@ -166,7 +173,10 @@ std::tuple<Tensor, Tensor> image_batch_host(
   if (means) check_argument("means", *means, ScalarType::Float, {images.size(0), 3});
   SKINFAST_CHECK(!rotate || images.size(1) == images.size(2), op, ": images has shape ",
                  shape_string(images), "; to be turned an image needs to be square");
-  check_floating(op, "the result", dtype, images.is_cuda());
+  const bool bytes = dtype == ScalarType::Byte;
+  SKINFAST_CHECK(!bytes || jitter == 0, op, ": color_jitter has the value ", jitter,
+                 " and the result dtype uint8; bytes keep their colours, so it needs 0");
+  if (!bytes) check_floating(op, "the result", dtype, images.is_cuda());
 
   const auto contiguous = [](const Tensor& tensor) {
     return dense(tensor, MemoryFormat::Contiguous);
@@ -193,7 +203,8 @@ std::tuple<Tensor, Tensor> image_batch_host(
                         mirror,
                         rotate,
                         jitter,
-                        batch_layout_of(layout)};
+                        batch_layout_of(layout),
+                        bytes};
   const MemoryFormat format = call.layout == BatchLayout::kChannelsLast ? MemoryFormat::ChannelsLast
                                                                         : MemoryFormat::Contiguous;
   const Tensor output = empty_in(images, {call.batch, 3, call.height, call.width}, format, dtype);

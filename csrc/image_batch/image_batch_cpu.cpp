@@ -7,6 +7,11 @@ constexpr int kPixels = 64;  // of a row, that go through the first cache togeth
 
 int smaller(int64_t a, int64_t b) { return static_cast<int>(a < b ? a : b); }
 
+// Not by a copy of three bytes: reading four that were not written together waits for the cache.
+uint32_t word_of(const uint8_t* pixel) {
+  return static_cast<uint32_t>(pixel[0] | pixel[1] << 8 | pixel[2] << 16);
+}
+
 // The columns [begin, begin + count) of a row whose first pixel is `pixels`, a word each: R, G and
 // B from the lowest byte on, the highest byte is anything. Three bytes do not fit a vector's lanes;
 // words do, and are moved in one instruction.
@@ -34,20 +39,14 @@ void unpack(const uint8_t* pixels, int64_t width, int64_t begin, int count, uint
       memcpy(words + i, &shuffled, sizeof(shuffled));
       i += 4;
     } else {
-      uint32_t word = 0;
-      memcpy(&word, pixels + 3 * kStep * column, 3);
-      words[i++] = word;
+      words[i++] = word_of(pixels + 3 * kStep * column);
     }
   }
 }
 
 // The same where neighbours in the row are `step` pixels apart.
 void gather(const uint8_t* pixels, int64_t step, int64_t begin, int count, uint32_t* words) {
-  for (int i = 0; i < count; ++i) {
-    uint32_t word = 0;
-    memcpy(&word, pixels + 3 * step * (begin + i), 3);
-    words[i] = word;
-  }
+  for (int i = 0; i < count; ++i) words[i] = word_of(pixels + 3 * step * (begin + i));
 }
 
 // output[i] = the normalised channel c of words[i].
@@ -59,17 +58,17 @@ void normalise(const uint32_t* __restrict words, int count, int c, accumulate_t<
   }
 }
 
-// Calls `row(view, is_new, unit, pixels)` for the rows [begin, end) of all images.
+// Calls `row(view, is_new, b, h, pixels)` for the rows [begin, end) of all images: row h of image
+// b.
 template <typename A, typename Row>
 void for_each_row(const ImageBatch& call, int64_t begin, int64_t end, const Row& row) {
-  ImageView<A> view{};
-  int64_t of = -1;
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t b = unit / call.height, h = unit % call.height;
-    const bool is_new = b != of;
-    if (is_new) view = image_view<A>(call, b);
-    of = b;
-    row(view, is_new, unit, view.pixels + 3 * h * view.row_step);
+  for (int64_t b = begin / call.height; b * call.height < end; ++b) {
+    const ImageView<A> view = image_view<A>(call, b);
+    const int64_t first = b * call.height;
+    const int64_t first_row = begin > first ? begin - first : 0;
+    for (int64_t h = first_row; h < smaller(call.height, end - first); ++h) {
+      row(view, h == first_row, b, h, view.pixels + 3 * h * view.row_step);
+    }
   }
 }
 
@@ -78,23 +77,23 @@ void contiguous_rows(const ImageBatch& call, T* output, int64_t begin, int64_t e
   using A = accumulate_t<T>;
   const int64_t height = call.height, width = call.width;
   uint32_t words[kPixels];
-  for_each_row<A>(call, begin, end, [&](const auto& view, bool, int64_t unit, const uint8_t* row) {
-    const int64_t b = unit / height, h = unit % height;
-    for (int64_t w = 0; w < width; w += kPixels) {
-      const int count = smaller(kPixels, width - w);
-      if (view.column_step == 1) {
-        unpack<1>(row, width, w, count, words);
-      } else if (view.column_step == -1) {
-        unpack<-1>(row, width, w, count, words);
-      } else {
-        gather(row, view.column_step, w, count, words);
-      }
-      for (int c = 0; c < 3; ++c) {
-        normalise(words, count, c, view.scale[c], view.shift[c],
-                  output + ((b * 3 + c) * height + h) * width + w);
-      }
-    }
-  });
+  for_each_row<A>(call, begin, end,
+                  [&](const auto& view, bool, int64_t b, int64_t h, const uint8_t* row) {
+                    for (int64_t w = 0; w < width; w += kPixels) {
+                      const int count = smaller(kPixels, width - w);
+                      if (view.column_step == 1) {
+                        unpack<1>(row, width, w, count, words);
+                      } else if (view.column_step == -1) {
+                        unpack<-1>(row, width, w, count, words);
+                      } else {
+                        gather(row, view.column_step, w, count, words);
+                      }
+                      for (int c = 0; c < 3; ++c) {
+                        normalise(words, count, c, view.scale[c], view.shift[c],
+                                  output + ((b * 3 + c) * height + h) * width + w);
+                      }
+                    }
+                  });
 }
 
 template <typename T>
@@ -104,7 +103,7 @@ void channels_last_rows(const ImageBatch& call, T* output, int64_t begin, int64_
   A scale[kPixels * 3], shift[kPixels * 3];
   uint8_t gathered[kPixels * 3];
   for_each_row<A>(call, begin, end,
-                  [&](const auto& view, bool is_new, int64_t unit, const uint8_t* row) {
+                  [&](const auto& view, bool is_new, int64_t b, int64_t h, const uint8_t* row) {
                     for (int i = 0; is_new && i < kPixels * 3; ++i) {
                       scale[i] = view.scale[i % 3];
                       shift[i] = view.shift[i % 3];
@@ -118,25 +117,28 @@ void channels_last_rows(const ImageBatch& call, T* output, int64_t begin, int64_
                           memcpy(gathered + i * 3, pixel + i * view.column_step * 3, 3);
                         bytes = gathered;
                       }
-                      T* __restrict out = output + (unit * width + w) * 3;
+                      T* __restrict out = output + ((b * call.height + h) * width + w) * 3;
                       for (int i = 0; i < count * 3; ++i)
                         out[i] = image_value<T>(bytes[i], scale[i], shift[i]);
                     }
                   });
 }
 
+template <typename T>
+void rows(const ImageBatch& call, void* output, int64_t begin, int64_t end) {
+  switch (call.layout) {
+    case BatchLayout::kContiguous:
+      return contiguous_rows(call, static_cast<T*>(output), begin, end);
+    case BatchLayout::kChannelsLast:
+      return channels_last_rows(call, static_cast<T*>(output), begin, end);
+  }
+}
+
 }  // namespace
 
 void image_batch(DType dtype, const ImageBatch& call, void* output, int64_t begin, int64_t end) {
-  SKINFAST_CPU_DISPATCH(dtype, T, {
-    T* out = static_cast<T*>(output);
-    switch (call.layout) {
-      case BatchLayout::kContiguous:
-        return contiguous_rows(call, out, begin, end);
-      case BatchLayout::kChannelsLast:
-        return channels_last_rows(call, out, begin, end);
-    }
-  });
+  if (call.bytes) return rows<uint8_t>(call, output, begin, end);
+  SKINFAST_CPU_DISPATCH(dtype, T, { rows<T>(call, output, begin, end); });
 }
 
 }  // namespace skinfast::SKINFAST_ISA

@@ -10,12 +10,18 @@ constexpr uint32_t kVectorsPerThread = 2;
 constexpr uint32_t kVectorsPerBlock = kVectorsPerThread * kThreads;
 constexpr uint32_t kBlocks = 132 * 16;  // see grid_for()
 
-// An index that names no image makes an image of NaN: the host does not wait to check it.
+// An index that names no image makes an image of NaN, of zeros in bytes: the host does not wait to
+// check it.
 template <typename T>
 __device__ __forceinline__ T value_at(const ImageView<accumulate_t<T>>& view, uint32_t h,
                                       uint32_t w, uint32_t c) {
   using A = accumulate_t<T>;
-  if (view.pixels == nullptr) return store<T>(static_cast<A>(__builtin_nan("")));
+  if (view.pixels == nullptr) {
+    if constexpr (sizeof(T) == 1)
+      return 0;
+    else
+      return store<T>(static_cast<A>(__builtin_nan("")));
+  }
   const uint8_t byte = view.pixels[(h * view.row_step + w * view.column_step) * 3 + c];
   return image_value<T>(byte, view.scale[c], view.shift[c]);
 }
@@ -72,7 +78,7 @@ __global__ void __launch_bounds__(kThreads, 4)  // left alone, ptxas spills to f
 }
 
 template <typename T, int kWidth>
-void launch_kernel(const ImageBatch& call, const Tensor& output, const Tensor& labels) {
+void launch_of_width(const ImageBatch& call, const Tensor& output, const Tensor& labels) {
   const uint32_t vectors = static_cast<uint32_t>(call.height * call.width * 3 / kWidth);
   // At least one, for the labels of images without pixels.
   const uint32_t parts = std::max(1u, (vectors + kVectorsPerBlock - 1) / kVectorsPerBlock);
@@ -84,6 +90,17 @@ void launch_kernel(const ImageBatch& call, const Tensor& output, const Tensor& l
          dim3(parts, images_at_once), kThreads, 0, current_stream(output), call,
          static_cast<T*>(output.mutable_data_ptr()),
          static_cast<int64_t*>(labels.mutable_data_ptr()), vectors);
+}
+
+template <typename T>
+void launch_kernel(const ImageBatch& call, const Tensor& output, const Tensor& labels) {
+  constexpr int wide = kVectorWidth<T>;
+  const int64_t innermost = call.layout == BatchLayout::kContiguous ? call.width : call.width * 3;
+  if (is_aligned(output.const_data_ptr()) && innermost % wide == 0) {
+    launch_of_width<T, wide>(call, output, labels);
+  } else {
+    launch_of_width<T, 1>(call, output, labels);
+  }
 }
 
 std::tuple<Tensor, Tensor> image_batch_cuda(const Tensor& images, const Tensor& labels,
@@ -98,16 +115,9 @@ std::tuple<Tensor, Tensor> image_batch_cuda(const Tensor& images, const Tensor& 
       jitter, layout, dtype,
       [](const ImageBatch& call, const Tensor& output, const Tensor& batch_labels) {
         const DeviceGuard guard(output.get_device_index());
-        const int64_t innermost =
-            call.layout == BatchLayout::kContiguous ? call.width : call.width * 3;
-        SKINFAST_CUDA_DISPATCH(dtype_of(output), T, {
-          constexpr int wide = kVectorWidth<T>;
-          if (is_aligned(output.const_data_ptr()) && innermost % wide == 0) {
-            launch_kernel<T, wide>(call, output, batch_labels);
-          } else {
-            launch_kernel<T, 1>(call, output, batch_labels);
-          }
-        });
+        if (call.bytes) return launch_kernel<uint8_t>(call, output, batch_labels);
+        SKINFAST_CUDA_DISPATCH(dtype_of(output), T,
+                               { launch_kernel<T>(call, output, batch_labels); });
       });
 }
 

@@ -12,7 +12,7 @@ import torch
 from skinfast.errors import SkinfastError
 from skinfast.ops.image_batch import image_batch, mean_bytes
 
-_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.uint8)
 _LAYOUTS = ("contiguous", "channels_last")
 
 
@@ -25,7 +25,8 @@ class DeviceBatches:
 
     Each iteration yields
 
-    - images: ``dtype`` ``[B, 3, H, W]``, ``(value / 255 - mean) / std``;
+    - images: ``dtype`` ``[B, 3, H, W]``, ``(value / 255 - mean) / std``; in uint8 ``value``, whose
+      normalisation is then ``scale * value + shift``;
     - labels: int64 ``[B]``.
 
     The order follows from (seed, epoch) alone; it is drawn on the CPU, so every device sees the
@@ -47,9 +48,13 @@ class DeviceBatches:
             and pixels only change their places.
         color_jitter: vary contrast, brightness and tint by up to this many standard deviations of
             the colours (see ``image_batch``).
-        dtype: of the images yielded: float32, float64, bfloat16 or on a GPU float16.
+        dtype: of the images yielded: float32, float64, bfloat16, on a GPU float16, or uint8 where
+            their colours are not varied.
         layout: how the images yielded are stored: "contiguous" or "channels_last".
         drop_last: leave out a last batch that is not full.
+
+    Attributes:
+        scale, shift: float32 ``[3]`` on the device, of the normalisation as one multiply-add.
 
     Raises:
         SkinfastError: an argument that does not fit the description above, or no batch at all.
@@ -99,7 +104,12 @@ class DeviceBatches:
         on_gpu = torch.device(device).type != "cpu"
         if dtype not in _CPU_DTYPES and not (on_gpu and dtype == torch.float16):
             raise SkinfastError(
-                f"dtype is {dtype}; choose float32, float64, bfloat16 or, on a GPU, float16"
+                f"dtype is {dtype}; choose float32, float64, bfloat16 or, on a GPU, float16, or "
+                "uint8"
+            )
+        if dtype == torch.uint8 and color_jitter:
+            raise SkinfastError(
+                f"color jitter is {color_jitter}, which bytes don't take; choose 0 or another dtype"
             )
         if layout not in _LAYOUTS:
             raise SkinfastError(f"layout is {layout!r}; choose one of {', '.join(_LAYOUTS)}")
@@ -123,8 +133,8 @@ class DeviceBatches:
         self.epoch = 0
         # (value / 255 - mean) / std as one multiply-add.
         mean_tensor, std_tensor = (torch.tensor(v, dtype=torch.float64) for v in (mean, std))
-        self._scale = (1 / (255 * std_tensor)).float().to(device)
-        self._shift = (-mean_tensor / std_tensor).float().to(device)
+        self.scale = (1 / (255 * std_tensor)).float().to(device)
+        self.shift = (-mean_tensor / std_tensor).float().to(device)
         self._means = mean_bytes(self.images) if color_jitter else None
 
     def set_epoch(self, epoch: int) -> None:
@@ -172,8 +182,8 @@ class DeviceBatches:
             self.images,
             self.labels,
             order,
-            self._scale,
-            self._shift,
+            self.scale,
+            self.shift,
             clock=clock,
             batch_size=batch_size,
             draws=draws,

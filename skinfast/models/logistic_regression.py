@@ -13,7 +13,8 @@ class LogisticRegression(nn.Module):
     """Flatten, batch normalisation over the flattened pixels, one dense layer.
 
     The two layers hold the parameters; one op computes both, unless another normalisation was put
-    in place (``convert_sync_batch_norm``).
+    in place (``convert_sync_batch_norm``). That op reads pixels as bytes just as well, a quarter of
+    the memory, once the model was told what they stand for (``take_bytes``).
     """
 
     def __init__(self, num_classes: int, image_size: int, backend: str) -> None:
@@ -22,9 +23,25 @@ class LogisticRegression(nn.Module):
         self.norm: nn.Module = BatchNorm(features, backend=backend)
         self.fc = nn.Linear(features, num_classes)
         self._function = op("batch_norm_linear", backend)
+        self._backend = backend
+        self._pixels: dict[str, Tensor] = {}
+
+    @property
+    def can_take_bytes(self) -> bool:
+        """Whether its layers are computed by the op that reads bytes."""
+        return self._backend == "skinfast" and isinstance(self.norm, BatchNorm)
+
+    def take_bytes(self, scale: Tensor, shift: Tensor) -> None:
+        """Let a uint8 pixel of channel c stand for ``scale[c] * pixel + shift[c]``.
+
+        Args:
+            scale, shift: float32 ``[3]`` on the model's device.
+        """
+        self._pixels = {"scale": scale, "shift": shift}
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.flatten(x, 1)
+        pixels = self._pixels if x.dtype == torch.uint8 else {}
         if not isinstance(self.norm, BatchNorm):
             return self.fc(self.norm(x))
         return self._function(
@@ -34,6 +51,7 @@ class LogisticRegression(nn.Module):
             weight=self.fc.weight,
             bias=self.fc.bias,
             **self.norm.statistics(),
+            **pixels,
         )
 
 

@@ -46,21 +46,22 @@ def image_batch(
         images: uint8 ``[N, H, W, 3]``, contiguous.
         labels: int64 ``[N]``.
         indices: int64 ``[M]``, each in [0, N). On the CPU one that is not raises an error; on a
-            GPU nothing waits to check them, and it makes an image of NaN with label 0.
-        scale, shift: float32 ``[3]``.
+            GPU nothing waits to check them, and it makes an image of NaN with label 0, in uint8 one
+            of zeros with label -1.
+        scale, shift: float32 ``[3]``; not applied to a batch of uint8.
         clock: int64 ``[2]``: the number of the epoch (of which 32 bits count), and the place in
             ``indices`` of the batch's first image. None: 0 and 0.
         batch_size: B, at most M. None: M.
         draws: int64 ``[M]``: images with equal ones are changed alike. None: ``indices``.
         seed: from 0 to 2^63 - 1.
         mirror, rotate: whether to do that; an image to be turned must be square.
-        color_jitter: J, from 0 (nothing changes).
+        color_jitter: J, from 0 (nothing changes), which a batch of uint8 needs.
         means: float32 ``[N, 3]``, the mean byte of each image's channels; needed by
             ``color_jitter``.
         layout: how the images are stored: "contiguous" or "channels_last" (in memory
             ``[B, H, W, 3]``).
-        dtype: of the images: float32, float64, bfloat16 or (CUDA) float16. The arithmetic is
-            float32, and float64 for float64.
+        dtype: of the images: float32, float64, bfloat16 or (CUDA) float16; the arithmetic is
+            float32, and float64 for float64. Or uint8: the bytes, mirrored and turned alone.
 
     Returns:
         Images ``[B, 3, H, W]`` and labels int64 ``[B]``.

@@ -71,7 +71,7 @@ def train(
     run = RunFolder(output)
     opened = functools.partial(_open, run, config, problem.fingerprint(), resume)
     config, state, epochs = processes.from_first(opened)
-    train_batches, test_batches = problem.train_batches(), problem.test_batches()
+    train_batches, test_batches = problem.train_batches(model), problem.test_batches()
     optimizer = Adam(
         model.parameters(),
         lr=config.lr,

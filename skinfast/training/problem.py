@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from skinfast.data import (
     HAM10000,
@@ -25,6 +26,7 @@ from skinfast.data import (
 from skinfast.data.balanced_batches import BalancedBatches
 from skinfast.errors import SkinfastError
 from skinfast.models import CHANNELS_LAST_MODELS
+from skinfast.models.logistic_regression import LogisticRegression
 from skinfast.training.config import TrainConfig
 
 
@@ -50,21 +52,29 @@ class Problem:
         default_factory=lambda: np.zeros(0, dtype=np.int64)
     )
 
-    def train_batches(self) -> DeviceBatches:
+    def train_batches(self, model: nn.Module | None = None) -> DeviceBatches:
         """The training images, shuffled every epoch.
 
         A last batch of a single image has no batch statistics to normalise by; it is left out,
         and falls on another image every epoch.
+
+        Args:
+            model: what they train. One that can read bytes gets them, and is told what they stand
+                for; no other does, and None stands for no model in particular.
         """
         lonely = len(self.train_indices) % self.config.batch_size == 1 < self.config.batch_size
-        return self._batches(
+        reader = self._reader_of_bytes(model)
+        batches = self._batches(
             self.train_indices,
             shuffle=True,
             augmented=True,
             drop_last=lonely,
-            dtype=self._train_dtype(),
+            dtype=self._train_dtype() if reader is None else torch.uint8,
             kind=BalancedBatches if self.config.balanced_batches else DeviceBatches,
         )
+        if reader is not None:
+            reader.take_bytes(batches.scale, batches.shift)
+        return batches
 
     def validation_batches(self) -> DeviceBatches:
         """The images of the validation part, in the order of ``validation_indices``."""
@@ -114,6 +124,12 @@ class Problem:
         """Of the images: where autocast would round them first thing, they come rounded."""
         lowered = self.config.precision == "bfloat16" and self.config.model != "logistic-regression"
         return torch.bfloat16 if lowered else torch.float32
+
+    def _reader_of_bytes(self, model: nn.Module | None) -> LogisticRegression | None:
+        """The model where it reads bytes and the images are such: not with their colours varied."""
+        if not isinstance(model, LogisticRegression) or self.config.color_jitter:
+            return None
+        return model if model.can_take_bytes else None
 
     def fingerprint(self) -> str:
         """A hash of names, labels and mean colours: equal for equal data."""

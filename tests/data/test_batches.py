@@ -245,6 +245,10 @@ def test_images_on_the_device_are_shared() -> None:
         ({"layout": "NHWC"}, "layout is 'NHWC'; choose one of contiguous, channels_last"),
         ({"images": IMAGES[:, :4], "rotate": True}, "images are 4x8; to be turned they must be"),
         ({"color_jitter": 1.0}, "color jitter is 1.0; choose 0 or more, below 1"),
+        (
+            {"color_jitter": 0.1, "dtype": torch.uint8},
+            "color jitter is 0.1, which bytes don't take",
+        ),
         ({"seed": -1}, "seed is -1; choose 0 or more"),
     ],
 )

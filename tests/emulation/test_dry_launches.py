@@ -211,6 +211,27 @@ def test_linear_relu(launches):
     assert launches(lambda: ops.linear_relu_backward(y, y, x, weight, *wanted)) == 1
 
 
+def test_image_batch_of_bytes(launches):
+    images = untouched(2, 1024, 1024, 3, dtype=torch.uint8)
+    numbers = torch.zeros(700, dtype=torch.int64)
+    clock, scale = torch.zeros(2, dtype=torch.int64), torch.ones(3)
+    labels = torch.zeros(2, dtype=torch.int64)
+    fetch = images, labels, numbers, numbers, clock, 700, scale, scale, None, 0
+    how = True, True, 0.0, "contiguous", torch.uint8
+    assert launches(lambda: ops.image_batch(*fetch, *how)) == 1
+
+
+def test_batch_norm_linear_of_bytes(launches):
+    x = untouched(2**15 + 1, 2**16, dtype=torch.uint8)
+    weight = untouched(7, 2**16, dtype=torch.float32)
+    one, zero, vector = torch.ones(1), torch.zeros(1), torch.zeros(2**16)
+    grad_output = torch.zeros(2**15 + 1, 7)
+    others = None, None, None, None, None, True, 1e-5, one, zero
+    assert launches(lambda: ops.batch_norm_linear(x, weight, *others)) == 2
+    others = vector, vector, weight, None, None, 1e-5, one, zero
+    assert launches(lambda: ops.batch_norm_linear_backward(grad_output, x, *others)) == 1
+
+
 def test_batch_norm_linear(launches):
     x, weight = untouched(2**15 + 1, 2**16), untouched(7, 2**16, dtype=torch.float32)
     assert x.numel() > 2**31

@@ -80,6 +80,23 @@ def test_an_image_out_of_range_is_nan(layout):
     assert batch_labels.tolist() == [5, 0, 7, 0, 0]
 
 
+@pytest.mark.usefixtures("emulated_ops")
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_an_image_of_bytes_out_of_range_has_no_class(layout):
+    images = torch.full((3, 2, 4, 3), 7, dtype=torch.uint8)
+    labels, indices = torch.tensor([5, 6, 7]), torch.tensor([1, 0, 3, 2])
+    scale, shift, clock = torch.ones(3), torch.zeros(3), torch.tensor([0, 1])
+    result, batch_labels = torch.ops.skinfast_emulated.image_batch(
+        images, labels, indices, indices, clock, 4, scale, shift, None, 0, True, False, 0.0, layout,
+        torch.uint8,
+    )  # fmt: skip
+    assert (result[[0, 2]] == 7).all() and (result[[1, 3]] == 0).all()
+    assert batch_labels.tolist() == [5, -1, 7, -1]
+    logits, classes = torch.zeros(4, 8), batch_labels
+    loss, *_ = torch.ops.skinfast_emulated.cross_entropy(logits, classes, None, -100, 1, 0.0)
+    assert loss.isnan()
+
+
 POOLS = [  # shape, window, ceil_mode
     ((2, 3, 6, 16), (2,), False),  # rows of whole vectors, before and after
     ((1, 2, 5, 24), (2,), False),  # windows end within a vector, a row is left over

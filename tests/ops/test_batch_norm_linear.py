@@ -141,6 +141,115 @@ def test_a_single_row_is_refused_in_training():
         batch_norm_linear(*call(rows=1), training=True)
 
 
+# --- bytes ----------------------------------------------------------------------------------------
+
+SCALE, SHIFT = torch.tensor([0.028, 0.026, 0.023]), torch.tensor([-5.4, -3.7, -3.4])
+
+
+def bytes_call(rows=8, features=12, outputs=3):
+    """As ``call``, with pixels of three channels."""
+    pixels = torch.randint(0, 256, (rows, features), dtype=torch.uint8)
+    return [pixels, *call(rows, features, outputs)[1:]]
+
+
+def normalised(pixels, dtype=torch.float32):
+    planes = pixels.view(len(pixels), 3, -1).to(dtype)
+    return (planes * SCALE.to(dtype)[:, None] + SHIFT.to(dtype)[:, None]).flatten(1)
+
+
+def outcome(function, args, training=True, **pixels):
+    """Output, running statistics and gradients, of copies."""
+    args = [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in args]
+    output = function(*args, training=training, momentum=0.3, eps=1e-3, **pixels)
+    gradients = torch.autograd.grad(output.square().sum(), args[3:])
+    return {"output": output.detach(), "mean": args[1], "variance": args[2]} | dict(
+        zip(("norm_weight", "norm_bias", "weight", "bias"), gradients, strict=True)
+    )
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(2, 3, 1), (8, 12, 3), (64, 768, 7), (67, 1215, 16)])
+def test_bytes_are_as_exact_as_the_floats_that_they_stand_for(shape, training):
+    args = bytes_call(*shape)
+    ours = outcome(batch_norm_linear, args, training, scale=SCALE, shift=SHIFT)
+    floats = outcome(batch_norm_linear, [normalised(args[0]), *args[1:]], training)
+    doubles = [tensor.detach().double().requires_grad_(tensor.requires_grad) for tensor in args[1:]]
+    exact = outcome(reference, [normalised(args[0], torch.float64), *doubles], training)
+    for name, value in ours.items():
+        size = exact[name].abs().max().clamp(min=1e-30)  # running means may be 0
+        error, of_floats = (
+            (v.double() - exact[name]).abs().max() / size for v in (value, floats[name])
+        )
+        assert error <= 2 * of_floats + 2e-6, name
+
+
+@pytest.mark.parametrize("rows", [2, 300, 70_000])
+def test_statistics_of_bytes_are_exact(rows):
+    """Beyond the rows whose squares 32 bits hold, and without variance."""
+    pixels = torch.randint(250, 256, (rows, 6), dtype=torch.uint8)
+    pixels[:, 1], pixels[:, 3], pixels[0, 3] = 255, 255, 254
+    _, mean, variance = torch.ops.skinfast.batch_norm_linear(
+        pixels, torch.ones(1, 6), *[None] * 5, True, 1e-5, torch.ones(1), torch.zeros(1)
+    )
+    exact = pixels.double()
+    assert torch.equal(mean, exact.mean(0).float())
+    torch.testing.assert_close(variance, exact.var(0, correction=0).float(), rtol=2e-7, atol=0)
+    assert variance[1] == 0
+
+
+@pytest.mark.parametrize("shape", [(64, 3000, 7), (700, 300, 16)])
+def test_any_number_of_threads_gives_the_same_bits_from_bytes(shape):
+    args = bytes_call(*shape)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(outcome(batch_norm_linear, args, scale=SCALE, shift=SHIFT))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(results[0][name], other[name]) for name in other)
+
+
+def test_bytes_under_autocast():
+    args = bytes_call(64, 600, 7)
+    expected = batch_norm_linear(*args, training=True, scale=SCALE, shift=SHIFT)
+    assert expected.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = batch_norm_linear(*args, training=True, scale=SCALE, shift=SHIFT)
+    assert torch.equal(actual, expected.bfloat16())
+
+
+BYTES = torch.ones(2, 3).byte()
+OF_BYTES = [
+    ({"scale": None, "shift": None}, "x has dtype uint8; it needs scale and shift"),
+    ({"shift": None}, "x has dtype uint8; it needs scale and shift"),
+    ({"x": torch.ones(2, 3)}, "scale or shift is given and x has dtype float32; they need uint8"),
+    ({"scale": SCALE.double()}, "scale has dtype float64; it needs float32"),
+    ({"scale": SCALE[:2]}, r"scale has shape \[2\]; its length needs to divide 3, the number of"),
+    ({"scale": SCALE[:0]}, r"scale has shape \[0\]; its length needs to divide 3"),
+    ({"scale": SCALE[None]}, r"scale has shape \[1, 3\]; it needs 1 dimensions \[C\]"),
+    ({"shift": SHIFT[:1]}, r"shift has shape \[1\]; it needs \[3\]"),
+    ({"weight": torch.ones(4, 3).byte()}, "weight has dtype uint8; it needs float32"),
+    ({"norm_weight": torch.ones(3).byte()}, "norm_weight has dtype uint8; it needs float32"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), OF_BYTES)
+def test_bad_bytes_are_refused_by_name(change, message):
+    change = {"x": BYTES, "scale": SCALE, "shift": SHIFT, **change}
+    for op, arguments in (("batch_norm_linear", FORWARD), ("batch_norm_linear_backward", BACKWARD)):
+        with pytest.raises(RuntimeError, match=f"^{op}: {message}"):
+            getattr(torch.ops.skinfast, op)(**{**arguments, **change})
+
+
+def test_a_gradient_of_bytes_output_is_float32():
+    change = {"x": BYTES, "scale": SCALE, "shift": SHIFT, "grad_output": torch.ones(2, 4).byte()}
+    with pytest.raises(RuntimeError, match="grad_output has dtype uint8; it needs float32"):
+        torch.ops.skinfast.batch_norm_linear_backward(**{**BACKWARD, **change})
+
+
 FORWARD = {
     "x": torch.ones(2, 3),
     "weight": torch.ones(4, 3),

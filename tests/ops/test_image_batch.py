@@ -149,6 +149,23 @@ def test_every_augmentation_is_what_philox_says(device, layout, size):
 
 
 @pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", SIZES + SQUARES + EMPTY)
+def test_bytes_are_those_that_are_normalised(device, layout, size):
+    call = arguments(size, device)
+    one, zero = torch.ones(3, device=device), torch.zeros(3, device=device)
+    changes = {"mirror": True, "rotate": size[1] == size[2], "seed": 3, "layout": layout}
+    actual, labels = image_batch(*call, **changes, dtype=torch.uint8)
+    whole = call._replace(scale=one, shift=zero)
+    expected, expected_labels = image_batch(*whole, **changes)
+    assert actual.dtype == torch.uint8
+    assert torch.equal(actual, expected.byte()) and torch.equal(labels, expected_labels)
+    assert_stored(actual, layout)
+    normalised = actual * call.scale.view(3, 1, 1) + call.shift.view(3, 1, 1)
+    torch.testing.assert_close(normalised, image_batch(*call, **changes)[0], rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("device", devices())
 def test_every_view_comes_up_about_equally_often(device):
     images = torch.arange(48, dtype=torch.uint8, device=device).view(1, 4, 4, 3)
     indices = torch.zeros(4000, dtype=torch.int64, device=device)
@@ -343,6 +360,10 @@ CLOCK = torch.zeros(2, dtype=torch.int64)
         ({"layout": "NHWC"}, "layout is 'NHWC'; it needs 'contiguous' or 'channels_last'"),
         ({"dtype": torch.int32}, "the result has dtype int32; on the CPU it needs float32"),
         ({"dtype": torch.float16}, "the result has dtype float16; on the CPU it needs float32"),
+        (
+            {"dtype": torch.uint8, "color_jitter": 0.1, "means": mean_bytes(IMAGES)},
+            "color_jitter has the value 0.1 and the result dtype uint8; bytes keep their colours",
+        ),
     ],
 )
 def test_bad_input_is_refused_by_name(change, message):
