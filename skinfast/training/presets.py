@@ -18,7 +18,9 @@ _PAPER: dict[str, Any] = {
     "split": "image",
 }
 
-#: What image classifiers of this size are commonly trained with today.
+#: What image classifiers of this size are commonly trained with today. No images are held out to
+#: choose an epoch by: the learning rate ends at 0 and the weights are averaged, so the last epoch
+#: is as good as any, while balanced accuracy on 800 images, nine of one class, picks by chance.
 _BEST: dict[str, Any] = {
     "batch_size": 64,
     "lr_schedule": "one-cycle",
@@ -26,7 +28,6 @@ _BEST: dict[str, Any] = {
     "rotate": True,
     "ema_decay": 0.998,
     "decoupled_weight_decay": True,
-    "validation_fraction": 0.1,
     "test_time_augmentation": True,
 }
 
