@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from typing import Any
 
 from harness import Bench, ResultsDifferError, Row, Timing, peak_memory, stopwatch
 
-from skinfast.environment import environment
+from skinfast.environment import commit_of, environment
 from skinfast.errors import SkinfastError
 from skinfast.files import atomic_path, atomic_write_text
 from skinfast.training.problem import choose_device
@@ -145,14 +144,7 @@ def _megabytes(memory: int | None) -> str:
 
 def commit() -> str:
     """The checkout's commit, with "-dirty" where files were changed since."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(
-            [*git, "--abbrev=40", "--exclude=*"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
+    return commit_of(Path(__file__).resolve().parents[1]) or "unknown"
 
 
 def bench_of(options: argparse.Namespace) -> Bench:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
+from skinfast.environment import commit_of
 from skinfast.files import atomic_write_text
 
 FIGURES = (
@@ -67,8 +67,7 @@ def main() -> None:
     else:
         runs = [summarise(run) for run in options.runs]
     if options.output:
-        git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        commit = commit_of(Path(__file__).resolve().parents[1])
         text = json.dumps({"commit": commit, "runs": runs}, indent=2)
         atomic_write_text(options.output, text + "\n")
     print(table(runs))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,9 @@ def environment(device: torch.device | str | None = None) -> dict[str, Any]:
             "built_cuda_kernels": build["cuda"],
             "tensor_core_kernels": build["cutlass"],
         }
+    commit = commit_of(Path(skinfast.__file__).parents[1])
+    if commit is not None:
+        facts["commit"] = commit
     if device is not None:
         facts["device"] = str(device)
     if torch.cuda.is_available():
@@ -48,6 +53,29 @@ def environment(device: torch.device | str | None = None) -> dict[str, Any]:
         facts["torch_cuda"] = torch.version.cuda
         facts["cuda_kernels_loaded"] = has_cuda_kernels()
     return facts
+
+
+@lru_cache
+def commit_of(checkout: Path) -> str | None:
+    """The commit of a checkout, with "-dirty" where its files were changed since.
+
+    Args:
+        checkout: its uppermost folder.
+
+    Returns:
+        None where the folder is none of git's, or a folder below: an installed skinfast may lie in
+        the environment of another project's checkout.
+    """
+    if not (checkout / ".git").exists():
+        return None
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(checkout), *describe], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def started_with_others() -> bool:

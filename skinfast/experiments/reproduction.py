@@ -172,8 +172,8 @@ def _cell(
     outcomes: Sequence[Outcome],
     measured: Mapping[str, Estimate] | None,
 ) -> dict[str, Any]:
-    is_papers_own = cell.preset == "paper" and cell.split == "image"
-    paper = PAPER_TABLES.get(cell.image_size, {}).get(cell.model) if is_papers_own else None
+    tables = PAPER_TABLES if cell.split == "image" else {}
+    paper = tables.get(cell.image_size, {}).get(cell.model)
     each = [measure([outcome.answers]) for outcome in outcomes]
     confusion = sum(np.array(outcome.result["confusion_matrix"]) for outcome in outcomes)
     return {
@@ -191,6 +191,7 @@ def _cell(
         ),
         "epochs": max((outcome.result["epochs"] for outcome in outcomes), default=None),
         "config": dataclasses.asdict(outcomes[0].config) if outcomes else None,
+        "commits": sorted({str(o.result["environment"].get("commit")) for o in outcomes}),
     }
 
 

@@ -45,7 +45,7 @@ def sections(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
             if (cell["preset"], cell["split"], cell["image_size"]) == (preset, split, image_size)
         ]
         (majority,) = [m["metrics"] for m in content["majority"] if m["split"] == split]
-        is_papers_own = any(cell["paper"] for cell in cells)
+        is_papers_own = preset == "paper" and split == "image"
         yield {
             "title": f"{image_size}x{image_size} pixels, split by {split}, "
             f"{_PRESET_TITLES.get(preset, preset)}",
