@@ -76,7 +76,7 @@ def cutlass_includes():
 class StandIn:
     """The ops on one stand-in, and how often it was called."""
 
-    def __init__(self, name, source, includes=(), flags=()):
+    def __init__(self, name, source, flags=()):
         self.namespace = f"skinfast_{name}"
         flags = [
             *flags,
@@ -84,7 +84,6 @@ class StandIn:
             "-DSKINFAST_CUTLASS",
             "-DSKINFAST_CUTLASS_SM90",
         ]
-        flags += [f"-isystem{folder}" for folder in includes]
         path = build_library(name, [*SOURCES, source], [*TORCH_FLAGS, *flags], TORCH_LIBRARIES)
         torch.ops.load_library(path)
         self.library = ctypes.CDLL(str(path))
@@ -120,13 +119,17 @@ def plain(_compiler):
 
 
 @pytest.fixture(scope="module")
-def cutlass(_compiler):
+def cutlass_flags(_compiler):
     includes = cutlass_includes()
     if includes is None:
         pytest.skip("needs the headers of CUTLASS (nvidia-cutlass, CUTLASS_PATH) and of CUDA")
     # Permissive: CUTLASS's templates name device functions, which the host never calls.
-    flags = ["-fpermissive", "-w"]
-    return StandIn("stand_in_cutlass", HERE / "stand_in_cutlass.cpp", includes, flags)
+    return ["-fpermissive", "-w", *(f"-isystem{folder}" for folder in includes)]
+
+
+@pytest.fixture(scope="module")
+def cutlass(cutlass_flags):
+    return StandIn("stand_in_cutlass", HERE / "stand_in_cutlass.cpp", cutlass_flags)
 
 
 @pytest.fixture(params=["plain", "cutlass"])
@@ -311,6 +314,20 @@ def test_a_batch_norm_of_another_layout_adds_up_its_own_sums(plain, monkeypatch)
     assert ("kInputGradientStatistics", "persistent128x64") not in calls
     for value, exact in zip(gradients, expected, strict=True):
         assert (value.double() - exact).norm() < 2**-7 * exact.norm()
+
+
+def test_the_relu_mask_of_the_epilogue_reads_every_threads_own_bits(cutlass_flags):
+    path = build_library("relu_mask", [HERE / "relu_mask.cpp"], cutlass_flags)
+    run = ctypes.CDLL(str(path)).relu_mask_passes
+    run.restype = ctypes.c_bool
+    generator = torch.Generator().manual_seed(0)
+    for rows, columns in ((128, 64), (5, 8), (200, 72), (300, 200)):  # of tiles of 128x64
+        wanted = torch.randint(2, (rows, columns), generator=generator, dtype=torch.uint8)
+        bits = (wanted.view(-1, 8) << torch.arange(8)).sum(1).to(torch.uint8)
+        visits, passes = torch.zeros_like(wanted), torch.zeros_like(wanted)
+        pointers = [ctypes.c_void_p(t.data_ptr()) for t in (bits, visits, passes)]
+        assert run(pointers[0], rows, columns, *pointers[1:])  # nothing passes beyond the output
+        assert (visits == 1).all() and torch.equal(passes, wanted)
 
 
 def test_persistent_kernels_are_for_the_devices_that_have_them(plain, monkeypatch):
