@@ -84,6 +84,18 @@ STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
       "Tensor? shift=None) "
       "-> (Tensor grad_weight, Tensor grad_bias, Tensor grad_norm_weight, Tensor grad_norm_bias)");
   m.def(
+      "batch_norm_relu_conv2d(Tensor x, Tensor weight, Tensor? norm_weight, Tensor? norm_bias, "
+      "Tensor? running_mean, Tensor? running_var, bool training, float eps, int[2] stride, "
+      "int[2] padding, int[2] dilation, int groups, bool want_statistics, Tensor? statistics) "
+      "-> (Tensor output, Tensor output_statistics, Tensor normalized, Tensor mask, Tensor mean, "
+      "Tensor variance)");
+  m.def(
+      "batch_norm_relu_conv2d_backward(Tensor grad_output, Tensor normalized, Tensor weight, "
+      "Tensor x, Tensor mask, Tensor mean, Tensor variance, Tensor? norm_weight, bool training, "
+      "float eps, int[2] stride, int[2] padding, int[2] dilation, int groups, bool want_input, "
+      "bool want_weight) "
+      "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_norm_weight, Tensor grad_norm_bias)");
+  m.def(
       "max_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
       "bool ceil_mode) -> (Tensor output, Tensor argmax)");
   m.def(

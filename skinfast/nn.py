@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skinfast.errors import SkinfastError
+from skinfast.ops.batch_norm_relu_conv2d import batch_norm_relu_conv2d
 from skinfast.ops.conv2d import conv2d
 from skinfast.ops.conv2d_statistics import conv2d_statistics
 from skinfast.ops.conv2d_statistics import is_chosen as conv2d_statistics_is_chosen
@@ -56,13 +57,18 @@ class Conv2d(nn.Conv2d):
         """Stride, padding, dilation and groups."""
         return self.stride, self.padding, self.dilation, self.groups
 
-    def gives_statistics(self, input: Tensor) -> bool:
-        """Whether the statistics of its output are had for less with it than without."""
+    def gives_statistics(self, input: Tensor, of_gradient: bool = False) -> bool:
+        """Whether the statistics of its output are had for less with it than without.
+
+        Or, ``of_gradient``, the sums over its input's gradient that a batch norm before it needs.
+        """
         return (
             self._function is conv2d
             and self.bias is None
             and not isinstance(self.padding, str)
-            and conv2d_statistics_is_chosen(input, self.weight, *self.geometry)
+            and conv2d_statistics_is_chosen(
+                input, self.weight, *self.geometry, of_gradient=of_gradient
+            )
         )
 
 
@@ -242,16 +248,96 @@ def normalized_conv2d(conv: nn.Module, norm: nn.Module, input: Tensor, *residual
     In training on a GPU, where the table of choices has measured that as faster, the convolution
     gives the statistics that the batch norm needs: see ``skinfast.ops.conv2d_statistics``.
     """
-    if (
+    return _normalized(norm, *_convolved(conv, norm, input), *residual)
+
+
+def normalized_conv2ds(
+    conv: nn.Module,
+    norm: nn.Module,
+    next_conv: nn.Module,
+    next_norm: nn.Module,
+    input: Tensor,
+    *residual: Tensor,
+) -> Tensor:
+    """``next_norm(next_conv(norm(conv(input))), *residual)``: ``normalized_conv2d`` twice.
+
+    Likewise, the second convolution's backward pass gives the sums that the one of the batch norm
+    between the two needs: see ``skinfast.ops.batch_norm_relu_conv2d``.
+    """
+    between, statistics = _convolved(conv, norm, input)
+    if not _gives_sums(norm, next_conv, between):
+        between = _normalized(norm, between, statistics)
+        return normalized_conv2d(next_conv, next_norm, between, *residual)
+    between, statistics = _normalized_and_convolved(
+        norm, next_conv, between, statistics, _takes_statistics(next_norm, next_conv, between)
+    )
+    return _normalized(next_norm, between, statistics, *residual)
+
+
+def _normalized_and_convolved(
+    norm: Any, conv: Any, input: Tensor, statistics: Tensor | None, return_statistics: bool
+) -> tuple[Tensor, Tensor | None]:
+    outputs = batch_norm_relu_conv2d(
+        input,
+        norm_weight=norm.weight,
+        norm_bias=norm.bias,
+        weight=conv.weight,
+        stride=conv.stride,
+        padding=conv.padding,
+        return_statistics=return_statistics,
+        **norm.statistics(statistics),
+    )
+    return outputs if isinstance(outputs, tuple) else (outputs, None)
+
+
+def _gives_sums(norm: nn.Module, conv: nn.Module, input: Tensor) -> bool:
+    """Whether ``conv(norm(input))`` is to be one op, for the sums in its gradient."""
+    return (
+        norm.training
+        and torch.is_grad_enabled()
+        and type(norm) is BatchNorm
+        and norm.relu
+        and type(conv) is Conv2d
+        and not _has_hooks(norm)
+        and not _has_hooks(conv)
+        and conv.gives_statistics(input, of_gradient=True)
+    )
+
+
+def _takes_statistics(norm: nn.Module, conv: nn.Module, input: Tensor) -> bool:
+    """Whether ``norm(conv(input))`` is to be given its statistics by the convolution."""
+    return (
         norm.training
         and type(norm) in (BatchNorm, BatchNormAddReLU)
         and type(conv) is Conv2d
-        and not conv._forward_hooks  # which would not see its output
+        and not _has_hooks(conv)
         and conv.gives_statistics(input)
-    ):
-        output, statistics = conv2d_statistics(input, conv.weight, *conv.geometry)
-        return norm(output, *residual, batch_statistics=statistics)
-    return norm(conv(input), *residual)
+    )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether somebody waits for its forward to be called."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def _convolved(conv: Any, norm: nn.Module, input: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The convolution, and where ``norm`` is to be given them its output's statistics."""
+    if _takes_statistics(norm, conv, input):
+        return conv2d_statistics(input, conv.weight, *conv.geometry)
+    return conv(input), None
+
+
+def _normalized(
+    norm: nn.Module, input: Tensor, statistics: Tensor | None, *residual: Tensor
+) -> Tensor:
+    if statistics is None:
+        return norm(input, *residual)
+    return norm(input, *residual, batch_statistics=statistics)
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):

@@ -4,8 +4,9 @@
     python bench/gpu/autotune.py --read times.json --output csrc/conv2d/conv2d_choices.h
 
 On every convolution of the model, forward (alone, with ReLU, with addition and ReLU, with the
-statistics for a batch norm and that batch norm) and for both gradients, the tensor-core kernels of
-skinfast that can compute it take turns with cuDNN, each in a CUDA graph.
+statistics for a batch norm and that batch norm) and for both gradients (that of the input also with
+the sums for a batch norm and that batch norm's), the tensor-core kernels of skinfast that can
+compute it take turns with cuDNN, each in a CUDA graph.
 A kernel whose error against float64 is more than twice cuDNN's ends the run. The table lists those
 that are faster than cuDNN by more than the noise; build again to use it. An output that ends in .h
 is the table, any other all times as JSON, which is complete after every convolution.
@@ -42,6 +43,7 @@ OPERATIONS = (
     "kForwardAddReLU",
     "kForwardStatistics",
     "kInputGradient",
+    "kInputGradientStatistics",
     "kWeightGradient",
 )
 DTYPES = {torch.bfloat16: "kBFloat16", torch.float16: "kHalf"}
@@ -63,9 +65,9 @@ def candidates(
     """The kernels that can compute it (kernel_takes in csrc/conv2d/conv2d_tensor_core.h)."""
     if operation == "kInputGradient" and v.C % 8 != 0:
         return []
-    if operation == "kForwardStatistics":
-        of_forward = candidates("kForward", v, dtype, has_persistent_kernels)
-        return [name for name in of_forward if name == "persistent128x64"]
+    if operation.endswith("Statistics"):
+        without = candidates(operation.removesuffix("Statistics"), v, dtype, has_persistent_kernels)
+        return [name for name in without if name == "persistent128x64"]
     is_product = v.R == v.S == 1 and v.stride == (1, 1) and v.padding == (0, 0) and v.C % 8 == 0
     persistent = has_persistent_kernels and is_product and dtype == torch.bfloat16
     return [name for name in kernels() if persistent or not name.startswith("persistent")]
@@ -215,6 +217,14 @@ def call_of(operation: str, v: Convolution, dtype: torch.dtype) -> Callable[[], 
             return ops.batch_norm_relu(y, *nothing, True, 1e-5, True, statistics)[0]
 
         return normalized
+    if operation == "kInputGradientStatistics":
+        # A mask that is the same in every dtype.
+        bits = torch.randint(256, ((x.numel() + 7) // 8,), generator=generator)
+        wide = torch.promote_types(dtype, torch.float32)
+        mean, variance = (torch.full((v.C,), i, device="cuda", dtype=wide) for i in (0, 1))
+        norm = x, bits.to("cuda", torch.uint8), mean, variance, None, True, 1e-5
+        backward = ops.batch_norm_relu_conv2d_backward
+        return lambda: backward(output, x, weight, *norm, *how, True, False)[0]
     wanted = [operation == "kInputGradient", operation == "kWeightGradient", False]
     index = wanted.index(True)
     return lambda: ops.conv2d_backward(output, x, weight, *how, *wanted)[index]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import bench_ops
 import torch
 from harness import Call
 from machine import Work
@@ -57,14 +58,30 @@ BENCH = Conv2dStatisticsBench(
     layouts=MAPS,
 )
 
+
+def gradient(device: torch.device) -> Call:
+    """Whose backward pass adds up the sums for the batch norm before the convolution."""
+    op = bench_ops.load("batch_norm_relu_conv2d")
+    op = replace(op, cases={"training": (256, 64, 16, 256)})
+    return op.build("training", "bfloat16", "training", device, True, "channels_last")
+
+
+_SUMS = {"unit": "sum of a tile and channel", "bytes": 8, "operations": 2}
 KERNELS = (
     Kernel(
         "combine_statistics_kernel",
-        "sum of a tile and channel",
-        bytes=8,
-        operations=2,
         units=512 * 256,
         case="256x64x16x16 256 of 1x1",
         shape=(256, 64, 16, 256),
+        instance="WriteStatistics",
+        **_SUMS,
+    ),
+    Kernel(
+        "combine_statistics_kernel",
+        units=512 * 64,
+        case="256x64x16x16 256 of 1x1",
+        instance="SetBackwardChannel",
+        call=gradient,
+        **_SUMS,
     ),
 )

@@ -45,7 +45,7 @@ void reduce(const Reduction& reduction, const Tensor& x, Pointers... pointers) {
   const int width = vector ? kWidth : 1;
 
   const RowsGrid rows = rows_grid(shape, width, kBlocks);
-  const int64_t vectors = shape.rows * shape.group / width;
+  const int64_t vectors = ceil_divide(shape.rows * shape.group, width);
   const int64_t most = ceil_divide(vectors, kThreads * kMinPerThread);
   const int64_t vectors_per_block =
       ceil_divide(vectors, std::clamp<int64_t>(kBlocks / shape.channels, 1, most));

@@ -78,10 +78,6 @@ inline OptionalTensor in_statistics_dtype(const OptionalTensor& vector, const Te
                MemoryFormat::Contiguous);
 }
 
-inline const void* data_or_null(const OptionalTensor& tensor) {
-  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
-}
-
 // x is not empty.
 inline BatchNormShape shape_in_memory(const Tensor& x, MemoryFormat layout) {
   const int64_t channels = x.size(1);

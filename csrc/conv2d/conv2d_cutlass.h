@@ -43,9 +43,22 @@ void persistent_conv2d_weight_gradient(Conv2dKernel kernel, const TensorCoreConv
                                        int64_t slices, cudaStream_t stream);
 
 // output = conv2d(x, weight), and of each tile of it the columns' sums and sums of squares:
-// [partials.tiles, partials.columns], partials = statistics_partials(conv).
+// [partials.tiles, partials.columns], partials = statistics_partials(forward_product(conv)).
 void persistent_conv2d_statistics(const TensorCoreConv2d& conv, const void* x, const void* weight,
                                   void* output, float* sums, float* squares, cudaStream_t stream);
+
+// grad_x as above, but zero where the mask has no bit (i % 8 of byte i / 8, i of [N, H, W, C] as it
+// lies); of each tile of it the columns' sums, and those of its products by x [N, H, W, C]:
+// [partials.tiles, partials.columns], partials = statistics_partials(input_gradient_product(conv)).
+struct MaskedInputGradient {
+  const void *grad_output, *weight, *x;
+  const uint8_t* mask;
+  void* grad_x;
+  float *sums, *products;
+};
+void persistent_conv2d_input_gradient_statistics(const TensorCoreConv2d& conv,
+                                                 const MaskedInputGradient& tensors,
+                                                 cudaStream_t stream);
 
 struct CudaDevice {
   std::string name;  // as CUDA has it: the key of the table of choices

@@ -9,6 +9,7 @@
 
 #include "conv2d/conv2d_cutlass.h"
 #include "conv2d/conv2d_cutlass_epilogue.h"
+#include "conv2d/conv2d_relu_mask_sm90.h"
 
 namespace skinfast {
 namespace {
@@ -92,24 +93,36 @@ struct Product {
   }
 };
 
-// Beside the output, of every column the sum and the sum of squares over the rows of each tile.
-template <typename Values>
-struct AddSquare {
-  CUTLASS_HOST_DEVICE Values operator()(const Values& sum, const Values& values) const {
-    return cutlass::multiply_add<Values>()(values, values, sum);
-  }
-};
-// Rows past the end are zeros, as TMA loads them, and add nothing.
-template <typename Schedule, template <class> typename Add>
+// Of every column the sum over the rows of each tile; `Add` takes the sum so far and its inputs in
+// this order. Rows past the end are zeros, as TMA loads them, and add nothing.
+template <typename Schedule, template <class> typename Add, typename Order>
 using ColumnSum =
     fusion::Sm90RowReduction<Add, cutlass::plus, cutlass::plus, 0, typename Schedule::Tile, float,
                              float, cutlass::FloatRoundStyle::round_to_nearest,
                              cute::Stride<cute::_0, _1, cute::_0>, 4, /*EnableNullptr=*/false,
-                             /*FinalReduction=*/false, /*VisitCheckOOB=*/false>;
+                             /*FinalReduction=*/false, /*VisitCheckOOB=*/false, Order>;
 template <typename Schedule>
-using ColumnSums =
-    fusion::Sm90EVT<ColumnSum<Schedule, cutlass::plus>,
-                    fusion::Sm90EVT<ColumnSum<Schedule, AddSquare>, fusion::Sm90AccFetch>>;
+using SumOfValues = ColumnSum<Schedule, cutlass::plus, cute::seq<0, 1>>;
+// Two inputs; it hands on the first.
+template <typename Schedule>
+using SumOfProducts = ColumnSum<Schedule, cutlass::homogeneous_multiply_add, cute::seq<1, 2, 0>>;
+template <typename Schedule>
+using SumOfSquares = ColumnSum<Schedule, cutlass::homogeneous_multiply_add, cute::seq<1, 1, 0>>;
+
+template <typename Schedule>
+using ColumnSums = fusion::Sm90EVT<SumOfValues<Schedule>,
+                                   fusion::Sm90EVT<SumOfSquares<Schedule>, fusion::Sm90AccFetch>>;
+
+// The same of what the ReLU lets pass, with products by the source, which is not added.
+using SourceInFloat =
+    fusion::Sm90EVT<fusion::Sm90Compute<cutlass::epilogue::thread::Identity, float, float,
+                                        cutlass::FloatRoundStyle::round_to_nearest>,
+                    fusion::Sm90SrcFetch<Element>>;
+template <typename Schedule>
+using MaskedColumnSums = fusion::Sm90EVT<
+    SumOfValues<Schedule>,
+    fusion::Sm90EVT<SumOfProducts<Schedule>, fusion::Sm90EVT<ReLUMask, fusion::Sm90AccFetch>,
+                    SourceInFloat>>;
 
 template <typename Run>
 void dispatch_schedule(Conv2dKernel kernel, const Run& run) {
@@ -150,6 +163,17 @@ void persistent_conv2d_input_gradient(Conv2dKernel kernel, const TensorCoreConv2
     using Gradient = Product<Schedule, RowMajor, RowMajor, void, Element, Fusion>;
     Gradient::run(input_gradient_product(c), grad_output, weight, nullptr, grad_x, {}, stream);
   });
+}
+
+void persistent_conv2d_input_gradient_statistics(const TensorCoreConv2d& c,
+                                                 const MaskedInputGradient& tensors,
+                                                 cudaStream_t stream) {
+  using Gradient = Product<Persistent128x64, RowMajor, RowMajor, Element, Element,
+                           MaskedColumnSums<Persistent128x64>>;
+  typename Gradient::Epilogue::FusionCallbacks::Arguments fused{
+      {{{}, {tensors.mask}}, {}, {tensors.products}}, {tensors.sums}};
+  Gradient::run(input_gradient_product(c), tensors.grad_output, tensors.weight, tensors.x,
+                tensors.grad_x, fused, stream);
 }
 
 void persistent_conv2d_weight_gradient(Conv2dKernel kernel, const TensorCoreConv2d& c,

@@ -36,9 +36,10 @@ enum class Conv2dOperation {
   kForwardAddReLU,
   kForwardStatistics,  // and the mean and variance of each channel of the output
   kInputGradient,
+  kInputGradientStatistics,  // behind the ReLU before the convolution; and the batch norm's sums
   kWeightGradient
 };
-inline constexpr size_t kConv2dOperations = 6;
+inline constexpr size_t kConv2dOperations = 7;
 
 // Who computes: PyTorch (cuDNN), or one of the tiles [rows, columns] of the implicit matrix product
 // that a block of our kernels works on. The persistent ones are for 1x1 kernels on sm_90a.
@@ -111,7 +112,9 @@ inline constexpr Conv2dKernel kStatisticsKernel = Conv2dKernel::kPersistent128x6
 inline bool kernel_takes(Conv2dKernel kernel, Conv2dOperation operation, DType dtype,
                          const TensorCoreConv2d& conv) {
   if (kernel == Conv2dKernel::kCudnn) return false;
-  if (operation == Conv2dOperation::kForwardStatistics && kernel != kStatisticsKernel) return false;
+  const bool gives_statistics = operation == Conv2dOperation::kForwardStatistics ||
+                                operation == Conv2dOperation::kInputGradientStatistics;
+  if (gives_statistics && kernel != kStatisticsKernel) return false;
   return facts_of(kernel).is_persistent ? persistent_kernels_take(operation, dtype, conv)
                                         : tensor_cores_take(operation, dtype, conv);
 }
@@ -139,11 +142,10 @@ inline PointwiseProduct weight_gradient_product(const TensorCoreConv2d& c, int64
 struct StatisticsPartials {
   int64_t tiles, columns;
 };
-inline StatisticsPartials statistics_partials(const TensorCoreConv2d& c) {
-  const auto [rows, columns, depth, slices] = forward_product(c);
+inline StatisticsPartials statistics_partials(const PointwiseProduct& product) {
   const Conv2dKernelFacts& tile = facts_of(kStatisticsKernel);
-  return {(rows + tile.rows - 1) / tile.rows,
-          (columns + tile.columns - 1) / tile.columns * tile.columns};
+  return {(product.rows + tile.rows - 1) / tile.rows,
+          (product.columns + tile.columns - 1) / tile.columns * tile.columns};
 }
 
 // The weights' gradient is a product with few rows and columns over a long sum, N * P * Q: slices

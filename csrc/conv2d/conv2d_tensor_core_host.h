@@ -72,10 +72,6 @@ inline Tensor with_padded_channels(const Tensor& tensor) {
   return padded;
 }
 
-inline const void* data_or_null(const std::optional<Tensor>& tensor) {
-  return tensor ? tensor->const_data_ptr() : nullptr;
-}
-
 inline std::optional<Tensor> tensor_core_conv2d(const Tensor& x, const Tensor& weight,
                                                 const std::optional<Tensor>& bias,
                                                 const std::optional<Tensor>& residual,

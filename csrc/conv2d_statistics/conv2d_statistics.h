@@ -9,18 +9,19 @@
 
 namespace skinfast {
 
-// From sums over a channel; in double, for a difference of two numbers that may be close.
+// Sums over a channel, of values and of products (here, squares); in double, for a difference of
+// two numbers that may be close.
 struct ChannelSums {
-  double sum, squares;
+  double sum, products;
 };
 SKINFAST_HOST_DEVICE ChannelSums add(ChannelSums a, ChannelSums b) {
-  return {a.sum + b.sum, a.squares + b.squares};
+  return {a.sum + b.sum, a.products + b.products};
 }
 struct ChannelStatistics {
   float mean, variance;
 };
 SKINFAST_HOST_DEVICE ChannelStatistics channel_statistics(ChannelSums sums, double count) {
-  const double mean = sums.sum / count, variance = sums.squares / count - mean * mean;
+  const double mean = sums.sum / count, variance = sums.products / count - mean * mean;
   // Rounding must not make it negative; a NaN is to be seen.
   return {static_cast<float>(mean), static_cast<float>(variance < 0.0 ? 0.0 : variance)};
 }

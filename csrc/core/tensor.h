@@ -204,6 +204,10 @@ inline ScalarType accumulate_dtype(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+inline const void* data_or_null(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr() : nullptr;
+}
+
 // On an undefined optional gradient the op returns an empty tensor: the ABI has no null tensor.
 inline Tensor no_tensor(const Tensor& like) { return torch::stable::new_empty(like, {0}); }
 

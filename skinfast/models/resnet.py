@@ -10,6 +10,7 @@ from skinfast.nn import (
     BatchNormReLUMaxPool2d,
     Conv2d,
     normalized_conv2d,
+    normalized_conv2ds,
     op,
 )
 
@@ -48,8 +49,7 @@ class Bottleneck(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         residual = (shortcut,) if self.skip_connections else ()
         x = normalized_conv2d(self.conv1, self.bn1, x)
-        x = normalized_conv2d(self.conv2, self.bn2, x)
-        return normalized_conv2d(self.conv3, self.bn3, x, *residual)
+        return normalized_conv2ds(self.conv2, self.bn2, self.conv3, self.bn3, x, *residual)
 
 
 class ResNet(nn.Module):

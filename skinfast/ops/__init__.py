@@ -5,6 +5,7 @@ from skinfast.ops.add_relu import add_relu
 from skinfast.ops.batch_norm_add_relu import batch_norm_add_relu
 from skinfast.ops.batch_norm_linear import batch_norm_linear
 from skinfast.ops.batch_norm_relu import batch_norm_relu
+from skinfast.ops.batch_norm_relu_conv2d import batch_norm_relu_conv2d
 from skinfast.ops.batch_norm_relu_max_pool2d import batch_norm_relu_max_pool2d
 from skinfast.ops.classification_totals import classification_totals_
 from skinfast.ops.conv2d import conv2d
@@ -25,6 +26,7 @@ __all__ = [
     "batch_norm_add_relu",
     "batch_norm_linear",
     "batch_norm_relu",
+    "batch_norm_relu_conv2d",
     "batch_norm_relu_max_pool2d",
     "classification_totals_",
     "conv2d",

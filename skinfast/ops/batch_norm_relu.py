@@ -238,7 +238,7 @@ def sample_inputs(device: str, dtype: torch.dtype) -> Iterator[SampleInput]:
         (3, 8, 40, 36),
         (150, 8, 1, 1),
     ]
-    shapes += [(40, 6, 2, 2), (5, 260), (0, 3, 4, 4)]
+    shapes += [(40, 6, 2, 2), (5, 260), (3, 16), (0, 3, 4, 4)]
     for shape in shapes:
         for training in (True, False):
             vectors = (random(shape[1]), random(shape[1]).square() + 0.5)

@@ -91,11 +91,15 @@ def is_chosen(
     padding: tuple[int, int],
     dilation: tuple[int, int],
     groups: int,
+    *,
+    of_gradient: bool = False,
 ) -> bool:
     """Whether a kernel of skinfast gives the statistics on input's device.
 
     That is so where csrc/conv2d/conv2d_choices.h, measured on that device, says that it is faster,
     or ``SKINFAST_CONV2D`` names the kernel. Nothing is computed; the answer hangs on shapes alone.
+    With ``of_gradient`` the question is of the sums over input's gradient, which the batch norm
+    before the convolution needs: see :func:`batch_norm_relu_conv2d`.
     """
     if not input.is_cuda or torch.compiler.is_compiling():
         return False
@@ -106,13 +110,14 @@ def is_chosen(
     if dtype != torch.bfloat16 or groups != 1 or dilation != (1, 1) or not in_rows:
         return False
     sizes = (n, *input.shape[1:], k, *weight.shape[2:], p, q, *stride, *padding)
-    return _is_chosen(os.environ.get("SKINFAST_CONV2D", ""), input.device.index, sizes)
+    wish = os.environ.get("SKINFAST_CONV2D", "")
+    return _is_chosen(wish, input.device.index, sizes, of_gradient)
 
 
 @functools.cache
-def _is_chosen(wish: str, device: int | None, sizes: tuple[int, ...]) -> bool:
+def _is_chosen(wish: str, device: int | None, sizes: tuple[int, ...], of_gradient: bool) -> bool:
     return has_persistent_kernels(device) and _host.chooses_conv2d_statistics(
-        wish, torch.cuda.get_device_name(device), sizes
+        wish, torch.cuda.get_device_name(device), sizes, of_gradient
     )
 
 

@@ -38,6 +38,19 @@ const T* as(const void* pointer) {
   return static_cast<const T*>(pointer);
 }
 
+// Of each column and tile of the output: the sum of the values, and of their products by factors.
+void sum_tiles(const PointwiseProduct& product, const BFloat16* values, const BFloat16* factors,
+               float* sums, float* products) {
+  const StatisticsPartials partials = statistics_partials(product);
+  for (int64_t i = 0; i < partials.tiles * partials.columns; ++i) sums[i] = products[i] = 0.0f;
+  for (int64_t i = 0; i < product.rows * product.columns; ++i) {
+    const int64_t tile = i / product.columns / facts_of(kStatisticsKernel).rows;
+    const int64_t place = tile * partials.columns + i % product.columns;
+    sums[place] += load(values[i]);
+    products[place] += load(values[i]) * load(factors[i]);
+  }
+}
+
 }  // namespace
 
 namespace skinfast {
@@ -67,15 +80,22 @@ void persistent_conv2d_statistics(const TensorCoreConv2d& conv, const void* x, c
   auto* values = static_cast<BFloat16*>(output);
   stand_in::product(product, as<BFloat16>(x), as<BFloat16>(weight), /*forward=*/true, nullptr,
                     nullptr, /*with_relu=*/false, values);
-  const StatisticsPartials partials = statistics_partials(conv);
-  for (int64_t i = 0; i < partials.tiles * partials.columns; ++i) sums[i] = squares[i] = 0.0f;
+  sum_tiles(product, values, values, sums, squares);
+}
+
+void persistent_conv2d_input_gradient_statistics(const TensorCoreConv2d& conv,
+                                                 const MaskedInputGradient& t, cudaStream_t) {
+  const auto operation = Conv2dOperation::kInputGradientStatistics;
+  count(operation, kStatisticsKernel, DType::kBFloat16, conv,
+        {t.grad_output, t.weight, t.x, t.grad_x});
+  const PointwiseProduct product = input_gradient_product(conv);
+  auto* grad_x = static_cast<BFloat16*>(t.grad_x);
+  stand_in::product(product, as<BFloat16>(t.grad_output), as<BFloat16>(t.weight),
+                    /*forward=*/false, nullptr, nullptr, /*with_relu=*/false, grad_x);
   for (int64_t i = 0; i < product.rows * product.columns; ++i) {
-    const int64_t tile = i / product.columns / facts_of(kStatisticsKernel).rows;
-    const int64_t place = tile * partials.columns + i % product.columns;
-    const float value = load(values[i]);
-    sums[place] += value;
-    squares[place] += value * value;
+    if ((t.mask[i / 8] >> (i % 8) & 1) == 0) grad_x[i] = store<BFloat16>(0.0f);
   }
+  sum_tiles(product, grad_x, as<BFloat16>(t.x), t.sums, t.products);
 }
 
 void cutlass_conv2d_input_gradient(Conv2dKernel kernel, DType dtype, const TensorCoreConv2d& conv,

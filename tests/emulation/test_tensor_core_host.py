@@ -33,10 +33,13 @@ OPERATIONS = (
     "kForwardAddReLU",
     "kForwardStatistics",
     "kInputGradient",
+    "kInputGradientStatistics",
     "kWeightGradient",
 )
 SOURCES = [
     CSRC / "add_relu" / "add_relu_cuda.cu",
+    CSRC / "batch_norm_relu" / "batch_norm_relu_cuda.cu",
+    CSRC / "batch_norm_relu_conv2d" / "batch_norm_relu_conv2d_cuda.cu",
     CSRC / "conv2d" / "conv2d_cuda.cu",
     CSRC / "conv2d_relu" / "conv2d_relu_cuda.cu",
     CSRC / "conv2d_add_relu" / "conv2d_add_relu_cuda.cu",
@@ -73,7 +76,7 @@ def cutlass_includes():
 class StandIn:
     """The ops on one stand-in, and how often it was called."""
 
-    def __init__(self, name, source, includes=(), flags=()):
+    def __init__(self, name, source, flags=()):
         self.namespace = f"skinfast_{name}"
         flags = [
             *flags,
@@ -81,7 +84,6 @@ class StandIn:
             "-DSKINFAST_CUTLASS",
             "-DSKINFAST_CUTLASS_SM90",
         ]
-        flags += [f"-isystem{folder}" for folder in includes]
         path = build_library(name, [*SOURCES, source], [*TORCH_FLAGS, *flags], TORCH_LIBRARIES)
         torch.ops.load_library(path)
         self.library = ctypes.CDLL(str(path))
@@ -117,13 +119,17 @@ def plain(_compiler):
 
 
 @pytest.fixture(scope="module")
-def cutlass(_compiler):
+def cutlass_flags(_compiler):
     includes = cutlass_includes()
     if includes is None:
         pytest.skip("needs the headers of CUTLASS (nvidia-cutlass, CUTLASS_PATH) and of CUDA")
     # Permissive: CUTLASS's templates name device functions, which the host never calls.
-    flags = ["-fpermissive", "-w"]
-    return StandIn("stand_in_cutlass", HERE / "stand_in_cutlass.cpp", includes, flags)
+    return ["-fpermissive", "-w", *(f"-isystem{folder}" for folder in includes)]
+
+
+@pytest.fixture(scope="module")
+def cutlass(cutlass_flags):
+    return StandIn("stand_in_cutlass", HERE / "stand_in_cutlass.cpp", cutlass_flags)
 
 
 @pytest.fixture(params=["plain", "cutlass"])
@@ -159,6 +165,9 @@ def tensors_of(case, dtype=torch.bfloat16, layout=LAST):
 def calls_of(ops, case, **options):
     """Each operation by name, on `ops`."""
     x, weight, bias, output, how = tensors_of(case, **options)
+    # Of a batch norm that changes nothing, and a ReLU that lets all pass.
+    mask = torch.full(((x.numel() + 7) // 8,), 255, dtype=torch.uint8)
+    norm = x, mask, torch.zeros(x.size(1)), torch.ones(x.size(1)), None, False, 0.0
     return {
         "kForward": lambda: ops.conv2d(x, weight, bias, *how),
         "kForwardReLU": lambda: ops.conv2d_relu(x, weight, bias, *how),
@@ -167,6 +176,9 @@ def calls_of(ops, case, **options):
         "kInputGradient": lambda: ops.conv2d_backward(output, x, weight, *how, True, False, False)[
             0
         ],
+        "kInputGradientStatistics": lambda: ops.batch_norm_relu_conv2d_backward(
+            output, x, weight, *norm, *how, True, False
+        )[0],
         "kWeightGradient": lambda: ops.conv2d_backward(output, x, weight, *how, False, True, False)[
             1
         ],
@@ -182,31 +194,28 @@ FOR_PERSISTENT_KERNELS = ("pointwise", "pointwise-1x1-map", "many-slices")
 def test_equals_pytorch_in_float64(stand_in, monkeypatch, case, operation, kernel):
     monkeypatch.setenv("SKINFAST_CONV2D", kernel)
     actual, calls = stand_in.made(calls_of(stand_in.ops, case)[operation])
-    taken = not (case == "stem" and operation == "kInputGradient")
+    taken = not (case == "stem" and operation.startswith("kInputGradient"))
     # conv2d_relu leaves small channels to the kernels of its room.
     small = case in ("3x3", "many-slices", "pointwise-1x1-map")
     if operation == "kForwardReLU" and small:
         taken = False
     if kernel.startswith("persistent") and case not in FOR_PERSISTENT_KERNELS:
         taken = False
-    if operation == "kForwardStatistics":  # else it is the convolution alone, then its moments
-        simple = kernel.startswith("tile") or case in FOR_PERSISTENT_KERNELS
-        taken = taken and kernel == "persistent128x64"
-        alone = {("kForward", kernel): 1} if simple else {}
-    else:
-        alone = {}
-    assert calls == ({(operation, kernel): 1} if taken else alone)
+    with_statistics = operation.endswith("Statistics")
+    if kernel != "persistent128x64":  # the sums are by passes of their own
+        operation = operation.removesuffix("Statistics")
+    assert calls == ({(operation, kernel): 1} if taken else {})
     x, weight, bias, output, how = (
         t.double() if isinstance(t, torch.Tensor) else t for t in tensors_of(case)
     )
     stride, padding, *_ = how
     if operation.startswith("kForward"):
-        bias = None if operation == "kForwardStatistics" else bias
+        bias = None if with_statistics else bias
         expected = torch.nn.functional.conv2d(x, weight, bias, stride, padding)
         expected = expected + output if operation == "kForwardAddReLU" else expected
         expected = expected.relu() if operation.endswith("ReLU") else expected
     else:
-        wanted = [operation == "kInputGradient", operation == "kWeightGradient", False]
+        wanted = [operation != "kWeightGradient", operation == "kWeightGradient", False]
         expected = torch.ops.aten.convolution_backward(
             output, x, weight, None, stride, padding, (1, 1), False, (0, 0), 1, wanted
         )[wanted.index(True)]
@@ -259,6 +268,66 @@ def test_statistics_of_equal_values_have_no_negative_variance(plain, monkeypatch
     assert statistics[0].tolist() == [8.0] * 8 and statistics[1].tolist() == [0.0] * 8
     x[3] = float("nan")
     assert plain.ops.conv2d_statistics(x, weight, *how)[1].isnan().all()
+
+
+def trained(ops, case, layout=LAST):
+    """All gradients of a convolution of a batch norm with ReLU, on `ops`; and in float64."""
+    x, weight, _, grad, how = tensors_of(case)
+    generator = torch.Generator().manual_seed(1)
+    norm_weight, norm_bias = (torch.randn(x.size(1), generator=generator) for _ in range(2))
+    x = (3 * x + 2).contiguous(memory_format=layout)
+    normalized, *saved = torch.ops.skinfast.batch_norm_relu(
+        x, norm_weight, norm_bias, None, None, True, 1e-5, True, None
+    )
+    gradients = ops.batch_norm_relu_conv2d_backward(
+        grad, normalized, weight, x, *saved, norm_weight, True, 1e-5, *how, True, True
+    )
+    inputs = [t.double().requires_grad_() for t in (x, weight, norm_weight, norm_bias)]
+    exact = torch.nn.functional.batch_norm(inputs[0], None, None, *inputs[2:], training=True)
+    exact = torch.nn.functional.conv2d(exact.relu(), inputs[1])
+    return gradients, torch.autograd.grad(exact, inputs, grad.double())
+
+
+@pytest.mark.parametrize("case", FOR_PERSISTENT_KERNELS)
+def test_batch_norms_gradient_takes_the_sums_in_any_order_of_threads(stand_in, monkeypatch, case):
+    monkeypatch.setenv("SKINFAST_CONV2D", "persistent128x64")
+    results = []
+    for seed in "01":
+        monkeypatch.setenv("SKINFAST_EMULATION_SEED", seed)
+        (gradients, expected), calls = stand_in.made(lambda: trained(stand_in.ops, case))
+        gave_sums = ("kInputGradientStatistics", "persistent128x64")
+        assert calls == {gave_sums: 1, ("kWeightGradient", "persistent128x64"): 1}
+        results.append(gradients)
+    for name, value, again, exact in zip(
+        ("x", "weight", "norm_weight", "norm_bias"), *results, expected, strict=True
+    ):
+        assert torch.equal(value, again), name
+        error = (value.double() - exact).norm() / exact.norm()
+        assert error < 2**-7, f"{name}: {error}"
+
+
+def test_a_batch_norm_of_another_layout_adds_up_its_own_sums(plain, monkeypatch):
+    monkeypatch.setenv("SKINFAST_CONV2D", "persistent128x64")
+    (gradients, expected), calls = plain.made(
+        lambda: trained(plain.ops, "pointwise", torch.contiguous_format)
+    )
+    assert ("kInputGradientStatistics", "persistent128x64") not in calls
+    for value, exact in zip(gradients, expected, strict=True):
+        assert (value.double() - exact).norm() < 2**-7 * exact.norm()
+
+
+def test_the_relu_mask_of_the_epilogue_reads_every_threads_own_bits(cutlass_flags):
+    path = build_library("relu_mask", [HERE / "relu_mask.cpp"], cutlass_flags)
+    run = ctypes.CDLL(str(path)).relu_mask_passes
+    run.restype = ctypes.c_bool
+    generator = torch.Generator().manual_seed(0)
+    for rows, columns in ((128, 64), (5, 8), (200, 72), (300, 200)):  # of tiles of 128x64
+        wanted = torch.randint(2, (rows, columns), generator=generator, dtype=torch.uint8)
+        bits = (wanted.view(-1, 8) << torch.arange(8)).sum(1).to(torch.uint8)
+        visits, passes = torch.zeros_like(wanted), torch.zeros_like(wanted)
+        pointers = [ctypes.c_void_p(t.data_ptr()) for t in (bits, visits, passes)]
+        assert run(pointers[0], rows, columns, *pointers[1:])  # nothing passes beyond the output
+        assert (visits == 1).all() and torch.equal(passes, wanted)
 
 
 def test_persistent_kernels_are_for_the_devices_that_have_them(plain, monkeypatch):
@@ -318,7 +387,7 @@ def test_sizes_that_32_bits_cannot_index_are_refused(plain):
         return plain.takes("tile128x64", dtype, operation, *sizes)
 
     bfloat16, half = 2, 3
-    assert takes(bfloat16, 0, 256, 64, 16, 64, 3) and takes(half, 5, 256, 64, 16, 64, 3)
+    assert takes(bfloat16, 0, 256, 64, 16, 64, 3) and takes(half, 6, 256, 64, 16, 64, 3)
     assert not takes(0, 0, 256, 64, 16, 64, 3)  # float32
     assert not takes(bfloat16, 0, 2**16, 64, 16, 64, 3)  # 2^31 bytes
     assert takes(bfloat16, 0, 2**16 - 1, 64, 16, 64, 3)
@@ -361,9 +430,11 @@ def test_the_table_that_autotune_writes_is_followed(_compiler, tmp_path):
     ]
     pointwise = autotune.Convolution(3, 24, 4, 3, 16, 1, 1, 4, 3, (1, 1), (0, 0))
     times = {"cudnn": 9.0, "persistent128x64": 3.0}
-    measurements.append(
-        autotune.Measurement("stand-in", "kBFloat16", "kForwardStatistics", pointwise, times)
-    )
+    measurements += [
+        autotune.Measurement("stand-in", "kBFloat16", operation, pointwise, times)
+        for operation in OPERATIONS
+        if operation.endswith("Statistics")
+    ]
     autotune.write(measurements, tmp_path / "times.json")
     assert autotune.read(tmp_path / "times.json") == measurements
     header = tmp_path / "conv2d" / "conv2d_choices.h"
@@ -379,10 +450,12 @@ def test_the_table_that_autotune_writes_is_followed(_compiler, tmp_path):
         "kForwardAddReLU": {},  # cuDNN is as fast
         "kForwardStatistics": {("kForward", "tile128x128"): 1},  # not listed itself
         "kInputGradient": {},  # listed for another device
+        "kInputGradientStatistics": {},
         "kWeightGradient": {("kWeightGradient", "tile128x64"): 1},
     }
-    call = calls_of(ops.ops, "pointwise")["kForwardStatistics"]
-    assert ops.made(call)[1] == {("kForwardStatistics", "persistent128x64"): 1}
+    for operation, call in calls_of(ops.ops, "pointwise").items():
+        listed = operation.endswith("Statistics")
+        assert ops.made(call)[1] == ({(operation, "persistent128x64"): 1} if listed else {})
     x, weight, bias, _, how = tensors_of("3x3-strided")
     for images, listed in ((3, True), (4, False)):  # batches of 2 and 3 share a class
         batch = x[:1].expand(images, -1, -1, -1).contiguous(memory_format=LAST)

@@ -9,6 +9,7 @@ import skinfast.nn
 from skinfast.models import build_model
 from skinfast.ops import conv2d, conv2d_statistics
 from skinfast.ops.conv2d_statistics import is_chosen
+from skinfast.testing import RecordOps
 
 ONES = torch.ones
 LAST = torch.channels_last
@@ -59,17 +60,19 @@ def test_only_the_wanted_gradients_are_computed():
 def test_is_chosen_nowhere_but_on_a_gpu(monkeypatch):
     monkeypatch.setenv("SKINFAST_CONV2D", "persistent128x64")
     x, weight = (t.bfloat16() for t in arguments())
-    assert not is_chosen(x, weight, (1, 1), (0, 0), (1, 1), 1)
+    for of_gradient in (False, True):
+        assert not is_chosen(x, weight, (1, 1), (0, 0), (1, 1), 1, of_gradient=of_gradient)
 
 
-def test_the_table_of_choices_is_asked_with_the_convolutions_sizes():
+@pytest.mark.parametrize("of_gradient", [False, True])
+def test_the_table_of_choices_is_asked_with_the_convolutions_sizes(of_gradient):
     from skinfast import _host
 
     def chooses(wish, *, r=1, stride=1, channels=64):
         padding = r // 2
         side = (16 + 2 * padding - r) // stride + 1
         sizes = (256, channels, 16, 16, 256, r, r, side, side, stride, stride, padding, padding)
-        return _host.chooses_conv2d_statistics(wish, "a device", sizes)
+        return _host.chooses_conv2d_statistics(wish, "a device", sizes, of_gradient)
 
     assert chooses("persistent128x64")
     assert not chooses("")  # the table has no such device
@@ -95,30 +98,47 @@ def one_step(model):
     return {"logits": logits.detach(), **gradients, **dict(model.named_buffers())}
 
 
-def test_a_model_that_takes_its_statistics_from_its_convolutions_is_the_same(monkeypatch):
+@pytest.mark.parametrize("wanted", [{False}, {True}, {False, True}], ids=str)
+def test_a_model_whose_convolutions_give_statistics_and_sums_is_the_same(monkeypatch, wanted):
+    """Of six blocks, in training: of the outputs, of the gradients of inputs, or of both."""
     model = small_resnet()
     plain = one_step(copy.deepcopy(model))
     asked = []
 
-    def chosen(input, weight, stride, padding, dilation, groups):
-        asked.append((weight.shape[2], stride))
-        return weight.shape[2] == 1
+    def chosen(input, weight, stride, padding, dilation, groups, of_gradient):
+        asked.append(of_gradient)
+        return weight.shape[2] == 1 and of_gradient in wanted
 
     monkeypatch.setattr(skinfast.nn, "conv2d_statistics_is_chosen", chosen)
-    calls = []
-
-    def counted(*args):
-        calls.append(args)
-        return conv2d_statistics(*args)
-
-    monkeypatch.setattr(skinfast.nn, "conv2d_statistics", counted)
-    fused = one_step(model)
-    assert len(calls) == 2 * 6 and len(asked) == 3 * 6  # of six blocks, in training
+    with RecordOps() as record:
+        fused = one_step(model)
+    names = [call[0]._schema.name.removeprefix("skinfast::") for call in record.calls]
+    sums = 6 if True in wanted else 0
+    statistics = 12 if False in wanted else 0  # both 1x1 convolutions of a block
+    assert names.count("batch_norm_relu_conv2d") == sums
+    assert names.count("batch_norm_relu_conv2d_backward") == sums
+    assert names.count("conv2d_statistics") == (6 if len(wanted) == 2 else statistics)
+    assert len(asked) == 4 * 6
     assert fused.keys() == plain.keys()
     for name, value in fused.items():
         torch.testing.assert_close(value, plain[name], msg=lambda m, n=name: f"{n}: {m}")
     model.eval()(torch.zeros(1, 3, 32, 32, dtype=torch.float64))
-    assert len(asked) == 3 * 6
+    assert len(asked) == 4 * 6
+
+
+@pytest.mark.parametrize("name", ["bn2", "conv3"])
+@pytest.mark.parametrize(
+    "register",
+    ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"],
+)
+def test_a_module_with_a_hook_is_called(monkeypatch, name, register):
+    monkeypatch.setattr(skinfast.nn, "conv2d_statistics_is_chosen", lambda *_, **__: True)
+    model = small_resnet()
+    calls = []
+    for block in (model.layer1[0], model.layer2[0]):
+        getattr(getattr(block, name), register)(lambda *args: calls.append(args[0]))
+    one_step(model)
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize(

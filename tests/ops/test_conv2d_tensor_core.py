@@ -11,6 +11,7 @@ import torch
 from skinfast import testing
 from skinfast.models import build_model
 from skinfast.ops import conv2d, conv2d_add_relu, conv2d_relu, conv2d_statistics
+from skinfast.ops.batch_norm_relu_conv2d import batch_norm_relu_conv2d, reference
 from skinfast.ops.conv2d_statistics import has_persistent_kernels, is_chosen
 
 
@@ -142,6 +143,43 @@ def test_statistics_are_those_of_the_output(monkeypatch, case):
     torch.testing.assert_close(statistics.double(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("case", POINTWISE)
+def test_the_gradient_that_takes_its_sums_from_the_convolution_is_as_exact(monkeypatch, case):
+    if not has_persistent_kernels():
+        pytest.skip("needs a GPU of compute capability 9.0, and a build for sm_90a")
+    x_shape, w_shape, *_ = CASES[case]
+    generator = torch.Generator().manual_seed(0)
+
+    def tensor(*shape):
+        values = torch.randn(shape, generator=generator).to("cuda", torch.bfloat16)
+        return values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
+
+    x, weight = 2 * tensor(*x_shape) + 1, tensor(*w_shape)
+    norm_weight, norm_bias = tensor(x_shape[1]), tensor(x_shape[1])
+    grad = tensor(x_shape[0], w_shape[0], *x_shape[2:])
+
+    def gradients(function, kernel, dtype):
+        monkeypatch.setenv("SKINFAST_CONV2D", kernel)
+        inputs = [t.to(dtype).requires_grad_() for t in (x, norm_weight, norm_bias, weight)]
+        output = function(inputs[0], None, None, *inputs[1:], training=True)
+        return torch.autograd.grad(output, inputs, grad.to(dtype))
+
+    ours = batch_norm_relu_conv2d
+    exact = gradients(reference, "cudnn", torch.float64)
+    separate = gradients(ours, "cudnn", torch.bfloat16)
+    with torch.profiler.profile() as profile:
+        fused = gradients(ours, "persistent128x64", torch.bfloat16)
+    names = " ".join(event.key for event in profile.key_averages())
+    assert "combine_statistics_kernel" in names and "BackwardReduction" not in names
+    again = gradients(ours, "persistent128x64", torch.bfloat16)
+    for name, value, same, theirs, wanted in zip(
+        ("x", "norm_weight", "norm_bias", "weight"), fused, again, separate, exact, strict=True
+    ):
+        assert torch.equal(value, same), f"{name}: two runs differ"
+        errors = [(t.double() - wanted).norm().item() for t in (value, theirs)]
+        assert errors[0] <= testing.LOW_PRECISION_FACTOR * errors[1], f"{name}: {errors}"
+
+
 def test_a_model_whose_batch_norms_take_these_statistics_is_as_exact(monkeypatch):
     if not has_persistent_kernels():
         pytest.skip("needs a GPU of compute capability 9.0, and a build for sm_90a")
@@ -150,18 +188,23 @@ def test_a_model_whose_batch_norms_take_these_statistics_is_as_exact(monkeypatch
     model.layer2, model.layer3, model.layer4 = model.layer2[:1], model.layer3[:1], model.layer4[:1]
     images = torch.randn(64, 3, 64, 64, device="cuda").to(memory_format=torch.channels_last)
 
-    def logits(kernel, dtype):
+    def step(kernel, dtype):
         monkeypatch.setenv("SKINFAST_CONV2D", kernel)
         twin = copy.deepcopy(model).to("cuda", dtype).to(memory_format=torch.channels_last)
         autocast = torch.autocast("cuda", torch.bfloat16, enabled=dtype != torch.float64)
         with testing.RecordOps() as record, autocast:
             result = twin(images.to(dtype))
-        return result.double(), [call[0]._schema.name for call in record.calls]
+        result.double().square().sum().backward()
+        gradient = torch.cat([p.grad.double().flatten() for p in twin.parameters()])
+        names = [call[0]._schema.name.removeprefix("skinfast::") for call in record.calls]
+        return (result.double(), gradient), names
 
-    exact, _ = logits("cudnn", torch.float64)
-    theirs, plain = logits("cudnn", torch.float32)
-    ours, fused = logits("persistent128x64", torch.float32)
-    assert plain.count("skinfast::conv2d_statistics") == 0
-    assert fused.count("skinfast::conv2d_statistics") == 2 * 6  # the 1x1 convolutions of 6 blocks
-    errors = [(value - exact).norm().item() for value in (ours, theirs)]
-    assert errors[0] <= testing.LOW_PRECISION_FACTOR * errors[1], errors
+    exact, _ = step("cudnn", torch.float64)
+    theirs, plain = step("cudnn", torch.float32)
+    ours, fused = step("persistent128x64", torch.float32)
+    # Of the two 1x1 convolutions in each of six blocks, one is an op with the batch norm before it.
+    for name in ("conv2d_statistics", "batch_norm_relu_conv2d"):
+        assert plain.count(name) == 0 and fused.count(name) == 6
+    for what, value, other, wanted in zip(("logits", "gradient"), ours, theirs, exact, strict=True):
+        errors = [(t - wanted).norm().item() for t in (value, other)]
+        assert errors[0] <= testing.LOW_PRECISION_FACTOR * errors[1], f"{what}: {errors}"
