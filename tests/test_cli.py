@@ -151,14 +151,13 @@ def test_test_time_augmentation_is_a_setting_of_the_run_and_of_the_commands(
 
 def test_preset_fills_in_what_was_not_given(tmp_path, small_data, capsys):
     output = tmp_path / "run"
+    given = ("--preset", "best", "--epochs", 2, "--no-rotate", "--validation-fraction", 0.2)
     assert run("train", "--data", small_data, "--model", "logistic-regression", "--image-size", 16,
-               "--preset", "best", "--epochs", 2, "--no-rotate",
-               "--output", output) == 0  # fmt: skip
+               *given, "--output", output) == 0  # fmt: skip
     config = json.loads((output / "config.json").read_text())
     assert config["lr_schedule"] == "one-cycle" and config["test_time_augmentation"]
     assert config["epochs"] == 2 and config["rotate"] is False and config["augment"] is True
-    assert run("train", "--preset", "best", "--epochs", 2, "--no-rotate", "--output", output,
-               "--resume") == 0  # fmt: skip
+    assert run("train", *given, "--output", output, "--resume") == 0
     result = json.loads((output / "result.json").read_text())
     scores = [
         json.loads(line)["validation_balanced_accuracy"]
