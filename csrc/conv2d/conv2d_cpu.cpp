@@ -59,8 +59,9 @@ void scatter_patches(DType dtype, const PatchConv2d& conv, const void* grad_patc
 
 #ifdef SKINFAST_HOST_CODE
 #include <algorithm>
+#include <limits>
 
-#include "conv2d/conv2d_tiles_host.h"
+#include "conv2d/conv2d_panels_host.h"
 #include "core/parallel.h"
 
 namespace skinfast {
@@ -100,7 +101,7 @@ struct Products {
   bool is_cropped(const Tensor& weight) const {
     return conv.R != weight.size(2) || conv.S != weight.size(3);
   }
-  TileProducts on_tiles(const Tensor& weight) const {
+  PanelProducts in_panels(const Tensor& weight) const {
     return {conv, r.begin, s.begin, weight.size(2), weight.size(3)};
   }
   // The taps in use, [K, R * S * C].
@@ -150,21 +151,28 @@ struct Products {
 // bfloat16 gradients are slow on any map that is not large. In float32 a product loses to its
 // direct convolution on large maps, and off Intel, where MKL is slow, already on medium ones.
 bool prefer_products(const PatchConv2d& conv, DType dtype) {
-  static const bool is_intel = __builtin_cpu_is("intel");
   const bool narrow = dtype == DType::kBFloat16;
   if (conv.C < 16) return false;
-  if (conv.R * conv.S == 1) return narrow || conv.rows() <= (is_intel ? 4096 : 256);
+  if (conv.R * conv.S == 1) return narrow || conv.rows() <= (is_intel() ? 4096 : 256);
   return conv.P * conv.Q <= (narrow ? 16 : 4);
 }
 
 // How to compute a convolution or one of its gradients.
-enum class Way { kAten, kProducts, kTiles };
+enum class Way { kAten, kProducts, kPanels };
 
-// `rows` are those of the result, or of what is summed over for the gradient of the weight. On
-// larger maps oneDNN's direct convolution is as fast as tiles, which have numbers to take apart.
-Way way_of(const PatchConv2d& conv, DType dtype, int64_t rows) {
-  constexpr int64_t kMostRows = 4096;  // measured, see docs/performance.md
-  if (rows <= kMostRows && TileProducts::can(conv, dtype)) return Way::kTiles;
+// Up to how many rows, those of the result or, for the gradient of the weight, those summed over,
+// panels are the faster way; measured, see docs/performance.md. On larger maps oneDNN's direct
+// convolution has less to copy; but its gradient of the weight is slow in AVX2.
+int64_t most_panel_rows(const PatchConv2d& conv, bool is_weight_gradient) {
+  if (cpu_isa() == Isa::kAmxBf16) return 4096;
+  if (!is_weight_gradient || cpu_isa() > Isa::kAvx2) return 1024;
+  return conv.R * conv.S == 1 ? 4096 : std::numeric_limits<int64_t>::max();
+}
+
+Way way_of(const PatchConv2d& conv, DType dtype, int64_t rows, bool is_weight_gradient) {
+  if (PanelProducts::can(conv, dtype) && rows <= most_panel_rows(conv, is_weight_gradient)) {
+    return Way::kPanels;
+  }
   return prefer_products(conv, dtype) ? Way::kProducts : Way::kAten;
 }
 
@@ -204,13 +212,14 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Ten
   const MemoryFormat layout = conv2d_layout(x, weight);
   const Tensor dense_x = dense(x, layout);
   const auto products = as_products(dense_x, weight, shape, arguments);
-  const Way way =
-      products && !bias ? way_of(products->conv, dtype_of(x), products->conv.rows()) : Way::kAten;
+  const Way way = products && !bias
+                      ? way_of(products->conv, dtype_of(x), products->conv.rows(), false)
+                       : Way::kAten;
   if (way == Way::kAten) return aten_conv2d(x, weight, bias, arguments);
 
   Tensor output = empty_in(x, shape, layout);
-  if (way == Way::kTiles) {
-    products->on_tiles(weight).forward(dense_x, weight, output);
+  if (way == Way::kPanels) {
+    products->in_panels(weight).forward(dense_x, weight, output);
   } else {
     multiply_into(rows_of(output, shape[1]), products->patches(dense_x),
                   transposed(products->weight_rows(weight)));
@@ -236,8 +245,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
     const PatchConv2d& conv = products->conv;
     // Behind a 1x1 kernel only the pixels that it touched have a gradient.
     const int64_t rows = conv.R * conv.S == 1 ? conv.rows() : conv.N * conv.H * conv.W;
-    input_way = way_of(conv, dtype_of(x), rows);
-    weight_way = way_of(conv, dtype_of(x), conv.rows());
+    input_way = way_of(conv, dtype_of(x), rows, false);
+    weight_way = way_of(conv, dtype_of(x), conv.rows(), true);
   }
   auto [grad_x, grad_weight, grad_bias] = aten_conv2d_backward(
       grad_output, x, weight, arguments,
@@ -245,8 +254,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   const Tensor dense_grad = dense(grad_output, layout);
   if (want_input && input_way != Way::kAten) {
     grad_x = empty_in(x, shape_of(x), layout);
-    if (input_way == Way::kTiles) {
-      products->on_tiles(weight).input_gradient(dense_grad, weight, grad_x);
+    if (input_way == Way::kPanels) {
+      products->in_panels(weight).input_gradient(dense_grad, weight, grad_x);
     } else {
       products->input_gradient(dense_grad, weight, grad_x);
     }
@@ -254,8 +263,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   if (want_weight && weight_way != Way::kAten) {
     grad_weight = empty_in(weight, shape_of(weight), layout_of(weight));
     if (products->is_cropped(weight)) torch::stable::zero_(grad_weight);
-    if (weight_way == Way::kTiles) {
-      products->on_tiles(weight).weight_gradient(dense_grad, dense_x, grad_weight);
+    if (weight_way == Way::kPanels) {
+      products->in_panels(weight).weight_gradient(dense_grad, dense_x, grad_weight);
     } else {
       products->weight_gradient(dense_grad, dense_x, grad_weight);
     }

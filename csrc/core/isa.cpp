@@ -75,4 +75,13 @@ const char* isa_name(Isa isa) {
   }
 }
 
+bool is_intel() {
+#if defined(SKINFAST_X86_KERNELS)
+  static const bool intel = __builtin_cpu_is("intel");
+  return intel;
+#else
+  return false;
+#endif
+}
+
 }  // namespace skinfast

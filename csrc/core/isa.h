@@ -17,6 +17,8 @@ enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmxBf16 };
 // lower one that the environment variable SKINFAST_CPU_ISA names.
 Isa cpu_isa();
 const char* isa_name(Isa isa);
+// Whether Intel made this CPU, for which alone MKL's products are fast.
+bool is_intel();
 
 }  // namespace skinfast
 

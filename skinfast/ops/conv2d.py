@@ -159,13 +159,17 @@ def sample_inputs(device: str, dtype: torch.dtype) -> Iterator[SampleInput]:
     yield sample("2x2", (4, 300, 2, 2), (8, 300, 3, 3), padding=1)
     yield sample("4x4-to-2x2", (3, 17, 4, 4), (16, 17, 3, 3), stride=2, padding=1)
     yield sample("uneven", (2, 16, 3, 4), (5, 16, 2, 3), padding=(0, 1), stride=(1, 2))
-    # Channels in panels of 32: tiles, where the CPU has them.
+    # Channels in panels of 32; and rows, of one pixel's images where taps can be left out.
     yield sample("panels", (3, 32, 5, 4), (64, 32, 3, 3), padding=1)
     yield sample("panels-strided", (5, 64, 5, 4), (32, 64, 3, 3), stride=2, padding=1)
     yield sample("panels-pointwise", (7, 64, 3, 3), (96, 64, 1, 1))
     yield sample("panels-between-strides", (3, 32, 5, 5), (32, 32, 1, 1), stride=2)
     yield sample("panels-first-pixel", (40, 32, 2, 2), (32, 32, 1, 1), stride=2)
     yield sample("panels-centre-tap", (40, 32, 1, 1), (32, 32, 3, 3), padding=1)
+    yield sample("panels-of-a-pixel", (64, 32, 4, 3), (32, 32, 3, 3), padding=1)
+    yield sample("panels-of-two-pixels", (40, 32, 3, 3), (32, 32, 3, 3), padding=1)
+    yield sample("panels-of-a-pixel-strided", (32, 32, 6, 4), (32, 32, 3, 3), stride=2, padding=1)
+    yield sample("panels-in-parts", (32, 96, 2, 2), (32, 96, 3, 3), padding=1)
     yield sample("stem", (2, 3, 12, 12), (8, 3, 7, 7), stride=2, padding=3)
     yield sample("grouped", (2, 32, 3, 3), (6, 16, 3, 3), groups=2, dilation=2, padding=2)
     yield sample("empty", (0, 16, 4, 4), (8, 16, 1, 1))

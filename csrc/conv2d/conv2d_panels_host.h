@@ -1,10 +1,10 @@
-// A convolution and its gradients as sums over taps on tiles: sizes, tasks, threads.
+// A convolution and its gradients as sums over taps in panels: sizes, tasks, threads.
 #pragma once
 
 #include <algorithm>
 
 #include "conv2d/conv2d.h"
-#include "conv2d/conv2d_tiles.h"
+#include "conv2d/conv2d_panels.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
 
@@ -12,19 +12,22 @@ namespace skinfast {
 
 // The convolution of `conv`, whose kernel is the taps from (first_r, first_s) on of [kernel_r,
 // kernel_s].
-struct TileProducts {
+struct PanelProducts {
   PatchConv2d conv;
   int64_t first_r, first_s, kernel_r, kernel_s;
 
-  // Tiles have no half panels; and more taps would only be more code.
+  // There are no half panels; and more taps would only be more code. On Intel's CPUs without tiles
+  // MKL's products are as fast.
   static bool can(const PatchConv2d& conv, DType dtype) {
-    return cpu_isa() == Isa::kAmxBf16 && dtype == DType::kFloat && conv.C % kTilePanel == 0 &&
-           conv.K % kTilePanel == 0 && conv.R * conv.S <= TileConv2d::kMaxTaps;
+    static const bool is_fast = cpu_isa() == Isa::kAmxBf16 ||
+                                (cpu_isa() >= Isa::kAvx2 && !is_intel());
+    return is_fast && dtype == DType::kFloat && conv.C % kPanel == 0 && conv.K % kPanel == 0 &&
+           conv.R * conv.S <= PanelConv2d::kMaxTaps;
   }
 
   void forward(const Tensor& x, const Tensor& weight, const Tensor& output) const {
-    const TileTarget target{conv.P, conv.Q, 1, 1, 0, 0, conv.K};
-    run(sum_of_patches(), target, conv.K, SKINFAST_KERNEL(tile_conv2d), x, weight, output);
+    const PanelTarget target{conv.P, conv.Q, 1, 1, 0, 0, conv.K};
+    run(sum_of_patches(), target, conv.K, SKINFAST_KERNEL(panel_conv2d), x, weight, output);
   }
 
   void input_gradient(const Tensor& grad_output, const Tensor& weight, Tensor grad_x) const {
@@ -37,7 +40,7 @@ struct TileProducts {
     // Pixels a stride apart have the same taps above them.
     for (int64_t h = 0; h < std::min(conv.stride_h, bottom); ++h) {
       for (int64_t w = 0; w < std::min(conv.stride_w, right); ++w) {
-        TileConv2d sum{conv.N,
+        PanelConv2d sum{conv.N,
                        conv.P,
                        conv.Q,
                        conv.K,
@@ -55,19 +58,19 @@ struct TileProducts {
             sum.tap[sum.taps++] = {p / conv.stride_h, q / conv.stride_w, weights_at(r, s)};
           }
         }
-        const TileTarget target{conv.H, conv.W, conv.stride_h, conv.stride_w, h, w, conv.C};
-        run(sum, target, conv.C, SKINFAST_KERNEL(tile_input_gradient), grad_output, weight, grad_x);
+        const PanelTarget target{conv.H, conv.W, conv.stride_h, conv.stride_w, h, w, conv.C};
+        run(sum, target, conv.C, SKINFAST_KERNEL(panel_input_gradient), grad_output, weight, grad_x);
       }
     }
   }
 
   void weight_gradient(const Tensor& grad_output, const Tensor& x,
                        const Tensor& grad_weight) const {
-    const TileConv2d sum = sum_of_patches();
-    const auto kernel = SKINFAST_KERNEL(tile_weight_gradient);
-    in_ranges(conv.K / kTilePanel, sum.taps * conv.C / kTilePanel, [&](const TileRange& range) {
+    const PanelConv2d sum = sum_of_patches();
+    const auto kernel = SKINFAST_KERNEL(panel_weight_gradient);
+    in_ranges(conv.K / kPanel, sum.taps * conv.C / kPanel, [&](const PanelRange& range) {
       kernel(sum, conv.K, range, pointer(grad_output), pointer(x), mutable_pointer(grad_weight),
-             thread_scratch(kTileScratch));
+             thread_scratch(kPanelScratch));
     });
   }
 
@@ -83,8 +86,8 @@ struct TileProducts {
     return ((first_r + r) * kernel_s + first_s + s) * conv.C;
   }
 
-  TileConv2d sum_of_patches() const {
-    TileConv2d sum{conv.N,
+  PanelConv2d sum_of_patches() const {
+    PanelConv2d sum{conv.N,
                    conv.H,
                    conv.W,
                    conv.C,
@@ -104,12 +107,12 @@ struct TileProducts {
   }
 
   template <typename Kernel>
-  static void run(const TileConv2d& sum, const TileTarget& target, int64_t columns, Kernel kernel,
+  static void run(const PanelConv2d& sum, const PanelTarget& target, int64_t columns, Kernel kernel,
                   const Tensor& map, const Tensor& weight, const Tensor& result) {
-    in_ranges((sum.rows() + kTilePanel - 1) / kTilePanel, columns / kTilePanel,
-              [&](const TileRange& range) {
+    in_ranges((sum.rows() + kPanel - 1) / kPanel, columns / kPanel,
+              [&](const PanelRange& range) {
                 kernel(sum, target, range, pointer(map), pointer(weight), mutable_pointer(result),
-                       thread_scratch(kTileScratch));
+                       thread_scratch(kPanelScratch));
               });
   }
 
@@ -119,10 +122,10 @@ struct TileProducts {
   static void in_ranges(int64_t rows, int64_t columns, const Task& task) {
     if (rows >= 2 * columns) {
       parallel_for(rows, 1,
-                   [&](int64_t begin, int64_t end) { task(TileRange{begin, end, 0, columns}); });
+                   [&](int64_t begin, int64_t end) { task(PanelRange{begin, end, 0, columns}); });
     } else {
       parallel_for(columns, 1,
-                   [&](int64_t begin, int64_t end) { task(TileRange{0, rows, begin, end}); });
+                   [&](int64_t begin, int64_t end) { task(PanelRange{0, rows, begin, end}); });
     }
   }
 };
