@@ -94,3 +94,18 @@ def test_command_splits_by_lesion_unless_told_otherwise(tmp_path, paired_data, c
     assert captured.err == "7 runs, 7 of them finished before\n"
     with pytest.raises(SystemExit):
         cli.main([*arguments, "--class-weights"])
+
+
+@pytest.mark.parametrize(("given", "split"), [([], "lesion"), (["--split", "image"], "image")])
+def test_preset_does_not_choose_the_split(tmp_path, monkeypatch, given, split):
+    class ReadError(Exception):
+        pass
+
+    def read(configs, *_, **__):
+        raise ReadError({name: (c.split, c.beta2) for name, c in configs.items()})
+
+    monkeypatch.setattr("skinfast.experiments.compare_imbalance_methods", read)
+    with pytest.raises(ReadError) as seen:
+        cli.main(["imbalance", "--model", "cnn", "resnet50", "--preset", "paper", *given,
+                  "--output", str(tmp_path / "out")])  # fmt: skip
+    assert seen.value.args == ({"cnn": (split, 0.99), "resnet50": (split, 0.99)},)
