@@ -269,6 +269,7 @@ def test_model_without_description_is_refused(tmp_path):
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"batch_size": 1, "model": "resnet50"}, "--batch-size is 1, but resnet50 normalises"),
         ({"image_size": 7}, "--image-size is 7; it needs to be from 8 to 1024"),
+        ({"image_size": 23}, "--image-size is 23, but the CNN's three pools need at least 24; ch"),
         ({"lr": float("inf")}, "--lr is inf; it needs to be a finite float"),
         ({"data": 5}, "--data is 5; it needs to be str"),
         ({"epochs": 4.5}, "--epochs is 4.5; it needs to be int"),
