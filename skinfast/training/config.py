@@ -174,6 +174,11 @@ class TrainConfig:
                 "choose one",
             ),
             (
+                self.balanced_batches and self.class_weights,
+                "--balanced-batches and --class-weights together correct for the classes twice; "
+                "choose one",
+            ),
+            (
                 self.loss == "focal" and self.label_smoothing > 0,
                 "--label-smoothing is of the cross-entropy loss; leave it out with --loss focal",
             ),
