@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from skinfast.errors import SkinfastError
-from skinfast.files import atomic_path, atomic_write_text
+from skinfast.files import atomic_path, atomic_write_text, is_temporary
 from skinfast.training.config import TrainConfig
 
 
@@ -38,20 +38,20 @@ class RunFolder:
         """
         if self.directory.is_file():
             raise SkinfastError(f"{self.directory} is a file; choose another --output")
-        if self.directory.is_dir() and any(self.directory.iterdir()):
+        if self.directory.is_dir() and not all(map(is_temporary, self.directory.iterdir())):
             raise SkinfastError(
                 f"{self.directory} exists; choose another --output, or continue it with --resume"
             )
 
     def create(self, config: TrainConfig) -> None:
-        """Begin a run in a folder that is not there yet, or empty.
+        """Begin a run in a folder that ``check_new`` lets pass.
 
         Raises:
             SkinfastError: the folder holds something already, or is a file.
             OSError: it cannot be written.
         """
         self.check_new()
-        # In this order: an interrupt leaves a folder that is empty, or one that can be resumed.
+        # In this order: an interrupt leaves a folder that is new as before, or can be resumed.
         self.directory.mkdir(parents=True, exist_ok=True)
         config.save(self.config_file)
         self.checkpoint_file.parent.mkdir(exist_ok=True)

@@ -169,6 +169,29 @@ def test_existing_folder_is_refused_and_left_alone(config, tmp_path):
     assert [p.name for p in folder.iterdir()] == ["notes.txt"]
 
 
+def test_folder_of_a_run_that_was_killed_as_it_began_is_new(config, tmp_path, monkeypatch):
+    run = RunFolder(tmp_path / "run")
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:  # which leaves no time to tidy up
+        killed.setattr("pathlib.Path.replace", die)
+        killed.setattr("pathlib.Path.unlink", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            run.create(config)
+    (leftover,) = run.directory.iterdir()
+    assert leftover.name.startswith(".config.json.")
+    run.create(config)
+    assert TrainConfig.load(run.config_file) == config
+    with pytest.raises(SkinfastError, match="exists; choose another --output"):
+        run.create(config)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "notes.tmp").write_text("mine")
+    with pytest.raises(SkinfastError, match="exists; choose another --output"):
+        RunFolder(tmp_path / "own").create(config)
+
+
 def test_full_disk_while_saving_keeps_the_checkpoint_before(config, tmp_path, monkeypatch):
     run = train(dataclasses.replace(config, epochs=1), tmp_path / "run")
     before = run.checkpoint_file.read_bytes()
