@@ -24,8 +24,8 @@ from skinfast.experiments.tables import (
 )
 from skinfast.training import TrainConfig
 
-#: The settings that each method changes; everything else stays equal. The paper tried the first
-#: four; focal loss is Lin et al.'s (2017).
+#: The settings that each method changes; the others stay equal, if not the steps of an epoch. The
+#: paper tried the first four; focal loss is Lin et al.'s (2017) and knows no label smoothing.
 METHODS: dict[str, dict[str, Any]] = {
     "none": {},
     "under-sampling": {"sampling": "under"},
