@@ -96,11 +96,16 @@ class RunFolder:
 
         Raises:
             SkinfastError: it is cut off, of another model, of other data, or past
-                ``config.epochs``.
+                ``config.epochs``; or it was removed when the run had finished.
         """
-        if not self.checkpoint_file.is_file():
-            return None
         mend = "start again with another --output"
+        if not self.checkpoint_file.is_file():
+            if self.model_file.is_file():
+                raise SkinfastError(
+                    f"{self.directory} holds a finished run without its checkpoint, which an "
+                    f"experiment removes at the end; {mend}"
+                )
+            return None
         try:
             state = torch.load(self.checkpoint_file, map_location="cpu", weights_only=True)
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile):

@@ -23,6 +23,10 @@ def weights_of(run):
     return {name: t.clone() for name, t in load_model(run.model_file)[0].state_dict().items()}
 
 
+def contents(run):
+    return {path: path.read_bytes() for path in run.directory.rglob("*") if path.is_file()}
+
+
 def assert_equal(first, second):
     assert first.keys() == second.keys()
     for name, tensor in first.items():
@@ -225,6 +229,17 @@ def test_resume_with_fewer_epochs_than_done_is_refused(config, tmp_path):
     with pytest.raises(SkinfastError, match="has finished 3 epochs already; give --epochs 3"):
         train(dataclasses.replace(config, epochs=1), tmp_path / "run", resume=True)
     assert run.config_file.read_text() == before
+
+
+def test_resume_of_a_finished_run_without_checkpoint_is_refused(config, tmp_path):
+    config = dataclasses.replace(config, model="logistic-regression", epochs=1)
+    run = train(config, tmp_path / "run")
+    shutil.rmtree(run.checkpoint_file.parent)  # as skinfast.experiments does
+    before = contents(run)
+    for epochs in (1, 2):
+        with pytest.raises(SkinfastError, match="run holds a finished run without its checkpoint"):
+            train(dataclasses.replace(config, epochs=epochs), tmp_path / "run", resume=True)
+    assert contents(run) == before
 
 
 def test_resume_as_another_run_is_refused(config, tmp_path):
