@@ -189,8 +189,13 @@ def _open(
         return config, None, []
     config = TrainConfig.load(run.config_file).continued_by(dataclasses.asdict(config))
     state = run.load_checkpoint(config, fingerprint)
+    done = state["epoch"] if state else 0
+    epochs = run.read_metrics(up_to_epoch=done)
+    # Nothing before this line changes the folder: what is refused stays as it was.
+    if done < config.epochs:
+        run.remove_results()
     config.save(run.config_file)
-    return config, state, run.read_metrics(up_to_epoch=state["epoch"] if state else 0)
+    return config, state, epochs
 
 
 def _test(

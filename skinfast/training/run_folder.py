@@ -29,6 +29,9 @@ class RunFolder:
         self.metrics_file = self.directory / "metrics.jsonl"
         self.checkpoint_file = self.directory / "checkpoint" / "state.pt"
         self.model_file = self.directory / "model.safetensors"
+        # The first of them says that the run has finished, and goes first.
+        names = ("result.json", "predictions.npz", "report.html")
+        self.result_files = tuple(self.directory / name for name in names)
 
     def check_new(self) -> None:
         """Refuse a folder that a run cannot begin in.
@@ -77,6 +80,14 @@ class RunFolder:
         """One line an epoch; a number that is not finite becomes null, which JSON can hold."""
         lines = [json.dumps({k: _finite(v) for k, v in epoch.items()}) for epoch in epochs]
         atomic_write_text(self.metrics_file, "\n".join(lines) + "\n")
+
+    def remove_results(self) -> None:
+        """Remove what was measured of a run that had finished, and now goes on to other weights.
+
+        A run that is stopped on the way would have it beside metrics that it does not belong to.
+        """
+        for file in self.result_files:
+            file.unlink(missing_ok=True)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write all that resuming needs.

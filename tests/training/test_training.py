@@ -231,6 +231,35 @@ def test_resume_with_fewer_epochs_than_done_is_refused(config, tmp_path):
     assert run.config_file.read_text() == before
 
 
+def test_results_of_a_finished_run_do_not_outlive_its_extension(config, tmp_path):
+    config = dataclasses.replace(config, model="logistic-regression", epochs=1)
+    run = train(config, tmp_path / "run")
+    for file in run.result_files:
+        file.write_text("of one epoch")
+    before = contents(run)
+    longer = dataclasses.replace(config, epochs=3)
+    with pytest.raises(SkinfastError, match="was started with --lr"):
+        train(dataclasses.replace(longer, lr=0.5), run.directory, resume=True)
+    metrics = run.metrics_file.read_bytes()
+    run.metrics_file.write_text("{")
+    with pytest.raises(SkinfastError, match=r"metrics\.jsonl cannot be read"):
+        train(longer, run.directory, resume=True)
+    run.metrics_file.write_bytes(metrics)
+    train(config, run.directory, resume=True)  # which has nothing to do
+    assert contents(run) == before
+
+    class StopError(Exception):
+        pass
+
+    def stop(epoch):
+        raise StopError
+
+    with pytest.raises(StopError):
+        train(longer, run.directory, resume=True, on_epoch=stop)
+    assert not any(file.exists() for file in run.result_files)
+    assert before.keys() - contents(run).keys() == set(run.result_files)
+
+
 def test_resume_of_a_finished_run_without_checkpoint_is_refused(config, tmp_path):
     config = dataclasses.replace(config, model="logistic-regression", epochs=1)
     run = train(config, tmp_path / "run")
