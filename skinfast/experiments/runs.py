@@ -102,6 +102,8 @@ def run_all(
     folders = {run.name: Path(directory) / "runs" / run.name for run in runs}
     # All of them first: an experiment of hours should not fail at its last run for this.
     waiting = [run for run in runs if not _is_finished(folders[run.name], run.config)]
+    for name in folders.keys() - {run.name for run in waiting}:
+        _conclude(folders[name])
     _note(on_line, f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished before")
     diverged: dict[str, str] = {}
     for done, (run, problem) in enumerate(_carry_out(waiting, folders, jobs), start=1):
@@ -204,10 +206,16 @@ def _finish(config: TrainConfig, folder: Path) -> str | None:
     except DivergedError as error:
         return str(error)
     write_result(folder, problem)
-    write_report(folder)
-    # A finished run needs no checkpoint, which for ResNet-50 is 280 MB.
-    shutil.rmtree(run.checkpoint_file.parent, ignore_errors=True)
+    _conclude(folder)
     return None
+
+
+def _conclude(folder: Path) -> None:
+    """What is left to do for a run that has its result, in case it was killed right after that."""
+    if not (folder / "report.html").is_file():
+        write_report(folder)
+    # A finished run needs no checkpoint, which for ResNet-50 is 280 MB.
+    shutil.rmtree(RunFolder(folder).checkpoint_file.parent, ignore_errors=True)
 
 
 def _summary(folders: Mapping[str, Path], run: NamedRun) -> str:

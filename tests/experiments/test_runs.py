@@ -72,6 +72,25 @@ def test_stopped_run_goes_on_to_the_same_weights(config, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("killed_at", ["write_report", "shutil.rmtree"])
+def test_run_killed_after_its_result_is_concluded(config, tmp_path, monkeypatch, killed_at):
+    class KillError(Exception):
+        pass
+
+    def die(*_, **__):
+        raise KillError
+
+    with monkeypatch.context() as killed, pytest.raises(KillError):
+        killed.setattr(f"skinfast.experiments.runs.{killed_at}", die)
+        run_all(named(config, 1), tmp_path)
+    folder = tmp_path / "runs/group/seed-0"
+    assert (folder / "result.json").is_file() and (folder / "checkpoint/state.pt").is_file()
+    lines = []
+    run_all(named(config, 1), tmp_path, on_line=lines.append)
+    assert lines == ["1 runs, 1 of them finished before"]
+    assert (folder / "report.html").is_file() and not (folder / "checkpoint").exists()
+
+
 def test_runs_in_parallel_equal_runs_in_turn(config, tmp_path):
     one = run_all(named(config), tmp_path / "turn")
     two = run_all(named(config), tmp_path / "parallel", jobs=2)
