@@ -13,7 +13,7 @@ from skinfast.data.classes import CLASSES
 from skinfast.environment import environment
 from skinfast.errors import SkinfastError
 from skinfast.evaluation.bootstrap import Answers, Estimate, estimates
-from skinfast.experiments.runs import NamedRun, run_all
+from skinfast.experiments.runs import NamedRun, commits_of, run_all
 from skinfast.experiments.tables import (
     MODEL_TITLES,
     as_json,
@@ -105,14 +105,16 @@ def compare_imbalance_methods(
                 f"{specificity:.2f}": melanoma_recall([o.answers for o in group], specificity)
                 for specificity in SPECIFICITIES
             },
+            "commits": commits_of(group),
         }
         for (name, method), group in finished.items()
     ]
+    first = next(iter(outcomes.finished.values()), None)
     content = {
         "seeds": seeds,
         "replicates": replicates,
         "rows": rows,
-        "environment": environment(),
+        "environment": first.result["environment"] if first else environment(),
     }
     split = next(iter(configs.values())).split
     write_outputs(output, "imbalance", content, _markdown(content, measured, split))

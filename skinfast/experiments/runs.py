@@ -15,7 +15,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -137,6 +137,11 @@ def read_outcome(folder: str | os.PathLike[str]) -> Outcome:
             f"{folder} is broken ({type(error).__name__}: {error}); remove it and run again"
         ) from error
     return Outcome(TrainConfig.load(RunFolder(folder).config_file), result, answers)
+
+
+def commits_of(outcomes: Iterable[Outcome]) -> list[str]:
+    """The commits that runs were trained with, each once; "None" for runs outside of a checkout."""
+    return sorted({str(o.result["environment"].get("commit")) for o in outcomes})
 
 
 def _is_finished(folder: Path, config: TrainConfig) -> bool:

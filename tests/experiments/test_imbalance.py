@@ -71,6 +71,7 @@ def test_every_method_is_trained_and_measured(config, tmp_path):
         mean = np.mean([result["f1_macro"] for result in seeds])
         assert row["metrics"]["f1_macro"]["value"] == pytest.approx(mean)
         assert 0 <= row["melanoma_recall"]["0.95"] <= row["melanoma_recall"]["0.90"] <= 1
+        assert row["commits"] == sorted({str(r["environment"].get("commit")) for r in seeds})
         losses.add(seeds[0]["loss"])
     assert len(losses) == len(METHODS)  # no two are the same training
     text = (tmp_path / "imbalance.md").read_text()

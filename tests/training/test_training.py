@@ -4,12 +4,14 @@ import dataclasses
 import errno
 import json
 import shutil
+import subprocess
 
 import pytest
 import torch
 
 from skinfast.data import DeviceBatches
 from skinfast.errors import SkinfastError
+from skinfast.evaluation import write_result
 from skinfast.training import TrainConfig, load_model, prepare, train
 from skinfast.training.run_folder import RunFolder
 
@@ -162,6 +164,22 @@ def test_diverging_run_says_so_and_keeps_the_checkpoint_before(config, tmp_path,
         train(config, tmp_path / "run", resume=True)
     assert run.checkpoint_file.read_bytes() == before
     assert json.loads(run.metrics_file.read_text().splitlines()[-1])["train_loss"] is None
+
+
+def test_the_commit_is_that_of_the_code_that_began_to_train(config, tmp_path, monkeypatch):
+    checkout = tmp_path / "checkout"
+    package = checkout / "skinfast" / "__init__.py"
+    package.parent.mkdir(parents=True)
+    package.write_text("as it began")
+    git = ["git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init"], ["add", "."], ["commit", "-m", "As it began"]):
+        subprocess.run([*git, *command], check=True, capture_output=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    monkeypatch.setattr("skinfast.__file__", str(package))
+    config = dataclasses.replace(config, model="logistic-regression", epochs=1)
+    train(config, tmp_path / "run", on_epoch=lambda epoch: package.write_text("edited since"))
+    commit = write_result(tmp_path / "run")["environment"]["commit"]
+    assert commit == head.stdout.strip()
 
 
 def test_existing_folder_is_refused_and_left_alone(config, tmp_path):
