@@ -41,7 +41,7 @@ def environment(device: torch.device | str | None = None) -> dict[str, Any]:
             "built_cuda_kernels": build["cuda"],
             "tensor_core_kernels": build["cutlass"],
         }
-    commit = commit_of(Path(skinfast.__file__).parents[1])
+    commit = own_commit()
     if commit is not None:
         facts["commit"] = commit
     if device is not None:
@@ -53,6 +53,15 @@ def environment(device: torch.device | str | None = None) -> dict[str, Any]:
         facts["torch_cuda"] = torch.version.cuda
         facts["cuda_kernels_loaded"] = has_cuda_kernels()
     return facts
+
+
+def own_commit() -> str | None:
+    """The commit that skinfast itself is of; see ``commit_of``.
+
+    It stays what it was when first asked for, which a training does as it begins: its code is
+    loaded then, whatever becomes of the checkout in the meantime.
+    """
+    return commit_of(Path(skinfast.__file__).parents[1])
 
 
 @lru_cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def is_temporary(path: str | os.PathLike[str]) -> bool:
+    """Whether the name is one of ``atomic_path``'s, which a killed process leaves behind."""
+    return re.fullmatch(r"\..+\.[a-z0-9_]{8}\.tmp", Path(path).name) is not None
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:

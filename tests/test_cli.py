@@ -194,7 +194,7 @@ def test_skip_bad_images_goes_on_and_records_them(tmp_path, small_data, capsys):
     ("options", "message"),
     [
         (["--image-size", 7], "--image-size is 7; it needs to be from 8 to 1024"),
-        (["--image-size", 16], "image_size is 16; the CNN's three pools need at least 24"),
+        (["--image-size", 16], "--image-size is 16, but the CNN's three pools need at least 24"),
         (["--epochs", 0], "--epochs is 0"),
         (["--lr", "-1"], "--lr is -1.0"),
         (["--device", "tpu"], "--device is 'tpu'; choose auto, cpu, cuda or cuda:N"),

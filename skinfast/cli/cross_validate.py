@@ -31,7 +31,7 @@ def _run(options: argparse.Namespace) -> int:
     from skinfast.experiments import cross_validate
 
     content = cross_validate(
-        configs_of(options, {}, fixed={"split": "lesion"}),
+        configs_of(options, {"split": "lesion"}),
         options.output,
         repeats=options.repeats,
         jobs=options.jobs,

@@ -50,10 +50,13 @@ def _run(options: argparse.Namespace) -> int:
 
     check_output(options.output)
     given = {name: value for name, value in vars(options).items() if name in _SETTINGS}
-    config = TrainConfig(**{"epochs": _EPOCHS, **given, "data": options.data})
+    networks = [name for name in NETWORKS if not options.networks or name in options.networks]
+    given = {"epochs": _EPOCHS, **given, "data": options.data}
+    # Each has demands of its own on the settings, which it should not make after hours.
+    configs = [TrainConfig(**{**given, "model": NETWORKS[name]}) for name in networks]
     result = gradient_flow(
-        config,
-        tuple(name for name in NETWORKS if not options.networks or name in options.networks),
+        configs[-1],
+        tuple(networks),
         probe_images=options.probe_images,
         train_images=options.train_images,
         on_epoch=_note_epoch,

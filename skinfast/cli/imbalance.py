@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from skinfast.cli.settings import add_models, add_settings, configs_of
+from skinfast.cli.settings import add_models, add_setting, add_settings, configs_of
 from skinfast.cli.shared import Subparsers, add_command, add_jobs, note, print_outputs
 
 
@@ -26,15 +26,17 @@ def add(commands: Subparsers) -> None:
         "--seeds", type=int, default=1, help="trainings of each, averaged (default: 1)"
     )
     add_jobs(command)
-    add_settings(command, leave_out=("model", "sync_batch_norm", *IMBALANCE_SETTINGS))
+    add_setting(command, "split", default="lesion")
+    add_settings(command, leave_out=("model", "split", "sync_batch_norm", *IMBALANCE_SETTINGS))
 
 
 def _run(options: argparse.Namespace) -> int:
     from skinfast.experiments import compare_imbalance_methods
 
     content = compare_imbalance_methods(
-        # By lesion unless told otherwise: over-sampled copies of a lesion would leak even more.
-        configs_of(options, {"split": "lesion"}),
+        # By lesion unless told otherwise, whatever a preset says: over-sampled copies of a lesion
+        # would leak even more.
+        configs_of(options, {"split": getattr(options, "split", "lesion")}),
         options.output,
         seeds=options.seeds,
         jobs=options.jobs,

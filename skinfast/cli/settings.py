@@ -87,22 +87,15 @@ def add_models(command: Any) -> None:
     )
 
 
-def configs_of(
-    options: argparse.Namespace,
-    defaults: Mapping[str, Any],
-    fixed: Mapping[str, Any] | None = None,
-) -> dict[str, TrainConfig]:
-    """A configuration for each of ``--model``: defaults, then preset, then what was given.
+def configs_of(options: argparse.Namespace, fixed: Mapping[str, Any]) -> dict[str, TrainConfig]:
+    """A configuration for each of ``--model``: the preset, then what was given, then ``fixed``.
 
     Args:
-        defaults: of the command, where they are not those of ``TrainConfig``.
         fixed: what the command sets itself, whatever a preset says.
     """
     from skinfast.training.config import TrainConfig
 
     return {
-        model: TrainConfig(
-            **{**defaults, **given_settings(options, model), **(fixed or {}), "model": model}
-        )
+        model: TrainConfig(**{**given_settings(options, model), **fixed, "model": model})
         for model in dict.fromkeys(options.models)
     }

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from skinfast.errors import SkinfastError
 from skinfast.evaluation.bootstrap import METRICS, Answers, Estimate, difference, estimates, measure
-from skinfast.experiments.runs import NamedRun, Outcome, run_all
+from skinfast.experiments.runs import NamedRun, Outcome, commits_of, run_all
 from skinfast.experiments.tables import (
     METRIC_TITLES,
     as_json,
@@ -123,6 +123,7 @@ def cross_validate(
                     for key, outcome in by_fold.items()
                     if key[0] == name
                 ),
+                "commits": commits_of(o for key, o in by_fold.items() if key[0] == name),
             }
             for name, config in configs.items()
         },

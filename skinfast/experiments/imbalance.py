@@ -13,7 +13,7 @@ from skinfast.data.classes import CLASSES
 from skinfast.environment import environment
 from skinfast.errors import SkinfastError
 from skinfast.evaluation.bootstrap import Answers, Estimate, estimates
-from skinfast.experiments.runs import NamedRun, run_all
+from skinfast.experiments.runs import NamedRun, commits_of, run_all
 from skinfast.experiments.tables import (
     MODEL_TITLES,
     as_json,
@@ -24,8 +24,8 @@ from skinfast.experiments.tables import (
 )
 from skinfast.training import TrainConfig
 
-#: The settings that each method changes; everything else stays equal. The paper tried the first
-#: four; focal loss is Lin et al.'s (2017).
+#: The settings that each method changes; the others stay equal, if not the steps of an epoch. The
+#: paper tried the first four; focal loss is Lin et al.'s (2017) and knows no label smoothing.
 METHODS: dict[str, dict[str, Any]] = {
     "none": {},
     "under-sampling": {"sampling": "under"},
@@ -105,14 +105,16 @@ def compare_imbalance_methods(
                 f"{specificity:.2f}": melanoma_recall([o.answers for o in group], specificity)
                 for specificity in SPECIFICITIES
             },
+            "commits": commits_of(group),
         }
         for (name, method), group in finished.items()
     ]
+    first = next(iter(outcomes.finished.values()), None)
     content = {
         "seeds": seeds,
         "replicates": replicates,
         "rows": rows,
-        "environment": environment(),
+        "environment": first.result["environment"] if first else environment(),
     }
     split = next(iter(configs.values())).split
     write_outputs(output, "imbalance", content, _markdown(content, measured, split))

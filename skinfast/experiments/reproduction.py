@@ -14,7 +14,7 @@ from skinfast.data.classes import CLASSES
 from skinfast.errors import SkinfastError
 from skinfast.evaluation.bootstrap import METRICS, Answers, Estimate, difference, estimates, measure
 from skinfast.experiments import reproduction_page
-from skinfast.experiments.runs import NamedRun, Outcome, run_all
+from skinfast.experiments.runs import NamedRun, Outcome, commits_of, run_all
 from skinfast.experiments.tables import as_json, write_outputs
 from skinfast.training import TrainConfig, preset
 
@@ -191,7 +191,7 @@ def _cell(
         ),
         "epochs": max((outcome.result["epochs"] for outcome in outcomes), default=None),
         "config": dataclasses.asdict(outcomes[0].config) if outcomes else None,
-        "commits": sorted({str(o.result["environment"].get("commit")) for o in outcomes}),
+        "commits": commits_of(outcomes),
     }
 
 

@@ -6,23 +6,27 @@ an experiment that was interrupted is finished by the same command.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
 import shutil
 import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from skinfast.errors import DivergedError, SkinfastError
 from skinfast.evaluation import write_result
@@ -102,6 +106,8 @@ def run_all(
     folders = {run.name: Path(directory) / "runs" / run.name for run in runs}
     # All of them first: an experiment of hours should not fail at its last run for this.
     waiting = [run for run in runs if not _is_finished(folders[run.name], run.config)]
+    for name in folders.keys() - {run.name for run in waiting}:
+        _conclude(folders[name])
     _note(on_line, f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished before")
     diverged: dict[str, str] = {}
     for done, (run, problem) in enumerate(_carry_out(waiting, folders, jobs), start=1):
@@ -131,6 +137,11 @@ def read_outcome(folder: str | os.PathLike[str]) -> Outcome:
             f"{folder} is broken ({type(error).__name__}: {error}); remove it and run again"
         ) from error
     return Outcome(TrainConfig.load(RunFolder(folder).config_file), result, answers)
+
+
+def commits_of(outcomes: Iterable[Outcome]) -> list[str]:
+    """The commits that runs were trained with, each once; "None" for runs outside of a checkout."""
+    return sorted({str(o.result["environment"].get("commit")) for o in outcomes})
 
 
 def _is_finished(folder: Path, config: TrainConfig) -> bool:
@@ -165,18 +176,28 @@ def _carry_out(
     gpus = context.SimpleQueue()
     for gpu in _deal_gpus([run.config.device for run in runs], jobs):
         gpus.put(gpu)
-    with ProcessPoolExecutor(jobs, context, _begin_worker, (threads, gpus)) as pool:
-        futures = {pool.submit(_finish, run.config, folders[run.name]): run for run in runs}
+    leash, held = context.Pipe(duplex=False)
+    waiting = iter(runs)
+    running: dict[Future[str | None], NamedRun] = {}
+    pool = ProcessPoolExecutor(jobs, context, _begin_worker, (threads, gpus, leash))
+    with leash, held, pool:
         try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise SkinfastError(
-                "a training process was killed, most likely for want of memory; give fewer --jobs, "
-                "what has finished is kept"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+            while True:
+                # No more than there are workers, who begin what waits in the pool whatever happens.
+                for run in itertools.islice(waiting, jobs - len(running)):
+                    running[pool.submit(_finish, run.config, folders[run.name])] = run
+                if not running:
+                    return
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                yield from [(running.pop(future), future.result()) for future in done]
+        except BaseException as error:  # Ctrl-C too, or the caller has had enough
+            held.close()  # or the pool would wait until the workers have trained to the end
+            if isinstance(error, BrokenProcessPool):
+                raise SkinfastError(
+                    "a training process was killed, most likely for want of memory; give fewer "
+                    "--jobs, what has finished is kept"
+                ) from error
+            raise
 
 
 def _deal_gpus(devices: Sequence[str], jobs: int) -> list[int | None]:
@@ -186,13 +207,23 @@ def _deal_gpus(devices: Sequence[str], jobs: int) -> list[int | None]:
     return [job % gpus if gpus else None for job in range(jobs)]
 
 
-def _begin_worker(threads: int, gpus: SimpleQueue[int | None]) -> None:
+def _begin_worker(threads: int, gpus: SimpleQueue[int | None], leash: Connection) -> None:
+    # Ctrl-C reaches every process of a terminal; the first of them tells, and lets go of the leash.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_without, args=(leash,), daemon=True).start()
+    # tqdm's own is a semaphore of the system, which Python complains about where it is left behind.
+    tqdm.set_lock(threading.RLock())
     torch.set_num_threads(threads)
     gpu = gpus.get()
     if gpu is not None:
         torch.cuda.set_device(gpu)
-    # Ctrl-C reaches every process of a terminal; one line from the first of them is enough.
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+
+
+def _end_without(leash: Connection) -> None:
+    """End this process when the other end of the leash is closed, or its process has died."""
+    with contextlib.suppress(EOFError, OSError):
+        leash.recv()
+    os._exit(1)
 
 
 def _finish(config: TrainConfig, folder: Path) -> str | None:
@@ -204,10 +235,16 @@ def _finish(config: TrainConfig, folder: Path) -> str | None:
     except DivergedError as error:
         return str(error)
     write_result(folder, problem)
-    write_report(folder)
-    # A finished run needs no checkpoint, which for ResNet-50 is 280 MB.
-    shutil.rmtree(run.checkpoint_file.parent, ignore_errors=True)
+    _conclude(folder)
     return None
+
+
+def _conclude(folder: Path) -> None:
+    """What is left to do for a run that has its result, in case it was killed right after that."""
+    if not (folder / "report.html").is_file():
+        write_report(folder)
+    # A finished run needs no checkpoint, which for ResNet-50 is 280 MB.
+    shutil.rmtree(RunFolder(folder).checkpoint_file.parent, ignore_errors=True)
 
 
 def _summary(folders: Mapping[str, Path], run: NamedRun) -> str:

@@ -14,6 +14,7 @@ from skinfast.data.sampling import RESAMPLING_METHODS
 from skinfast.data.splits import SPLIT_KINDS
 from skinfast.errors import SkinfastError
 from skinfast.files import atomic_write_text
+from skinfast.models.cnn import MINIMUM_IMAGE_SIZE
 
 PRECISIONS = ("float32", "bfloat16")
 LR_SCHEDULES = ("constant", "cosine", "one-cycle", "step")
@@ -142,12 +143,17 @@ class TrainConfig:
         ]
 
     def _check_combinations(self) -> None:
-        """Refuse settings that contradict each other, where one would silently do nothing."""
+        """Refuse settings that contradict each other, or of which one would silently do nothing."""
         part, k = self.validation_fraction, round(1 / (self.validation_fraction or 1))
         for wrong, message in (
             (
                 self.batch_size == 1 and self.model != "cnn",
                 f"--batch-size is 1, but {self.model} normalises by the batch; choose 2 or more",
+            ),
+            (
+                self.model == "cnn" and self.image_size < MINIMUM_IMAGE_SIZE,
+                f"--image-size is {self.image_size}, but the CNN's three pools need at least "
+                f"{MINIMUM_IMAGE_SIZE}; choose {MINIMUM_IMAGE_SIZE} or more, or another --model",
             ),
             (
                 self.split == "image" and (self.folds, self.fold) != (5, 0),
@@ -165,6 +171,11 @@ class TrainConfig:
             (
                 self.balanced_batches and self.sampling != "none",
                 f"--balanced-batches and --sampling {self.sampling} both even out the classes; "
+                "choose one",
+            ),
+            (
+                self.balanced_batches and self.class_weights,
+                "--balanced-batches and --class-weights together correct for the classes twice; "
                 "choose one",
             ),
             (

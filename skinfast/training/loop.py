@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from skinfast import arena
 from skinfast.data import CLASSES, DeviceBatches, class_weights
+from skinfast.environment import own_commit
 from skinfast.errors import DivergedError
 from skinfast.models import build_model
 from skinfast.nn import convert_sync_batch_norm
@@ -59,6 +60,7 @@ def train(
         DivergedError: the loss stopped being finite.
         OSError: the run folder cannot be written.
     """
+    own_commit()  # that of the code that trains, for result.json
     processes = Processes.current()
     problem = problem or processes.one_ahead(lambda: prepare(config))
     torch.manual_seed(config.seed)
@@ -189,8 +191,13 @@ def _open(
         return config, None, []
     config = TrainConfig.load(run.config_file).continued_by(dataclasses.asdict(config))
     state = run.load_checkpoint(config, fingerprint)
+    done = state["epoch"] if state else 0
+    epochs = run.read_metrics(up_to_epoch=done)
+    # Nothing before this line changes the folder: what is refused stays as it was.
+    if done < config.epochs:
+        run.remove_results()
     config.save(run.config_file)
-    return config, state, run.read_metrics(up_to_epoch=state["epoch"] if state else 0)
+    return config, state, epochs
 
 
 def _test(

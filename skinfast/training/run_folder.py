@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from skinfast.errors import SkinfastError
-from skinfast.files import atomic_path, atomic_write_text
+from skinfast.files import atomic_path, atomic_write_text, is_temporary
 from skinfast.training.config import TrainConfig
 
 
@@ -29,6 +29,9 @@ class RunFolder:
         self.metrics_file = self.directory / "metrics.jsonl"
         self.checkpoint_file = self.directory / "checkpoint" / "state.pt"
         self.model_file = self.directory / "model.safetensors"
+        # The first of them says that the run has finished, and goes first.
+        names = ("result.json", "predictions.npz", "report.html")
+        self.result_files = tuple(self.directory / name for name in names)
 
     def check_new(self) -> None:
         """Refuse a folder that a run cannot begin in.
@@ -38,20 +41,20 @@ class RunFolder:
         """
         if self.directory.is_file():
             raise SkinfastError(f"{self.directory} is a file; choose another --output")
-        if self.directory.is_dir() and any(self.directory.iterdir()):
+        if self.directory.is_dir() and not all(map(is_temporary, self.directory.iterdir())):
             raise SkinfastError(
                 f"{self.directory} exists; choose another --output, or continue it with --resume"
             )
 
     def create(self, config: TrainConfig) -> None:
-        """Begin a run in a folder that is not there yet, or empty.
+        """Begin a run in a folder that ``check_new`` lets pass.
 
         Raises:
             SkinfastError: the folder holds something already, or is a file.
             OSError: it cannot be written.
         """
         self.check_new()
-        # In this order: an interrupt leaves a folder that is empty, or one that can be resumed.
+        # In this order: an interrupt leaves a folder that is new as before, or can be resumed.
         self.directory.mkdir(parents=True, exist_ok=True)
         config.save(self.config_file)
         self.checkpoint_file.parent.mkdir(exist_ok=True)
@@ -78,6 +81,14 @@ class RunFolder:
         lines = [json.dumps({k: _finite(v) for k, v in epoch.items()}) for epoch in epochs]
         atomic_write_text(self.metrics_file, "\n".join(lines) + "\n")
 
+    def remove_results(self) -> None:
+        """Remove what was measured of a run that had finished, and now goes on to other weights.
+
+        A run that is stopped on the way would have it beside metrics that it does not belong to.
+        """
+        for file in self.result_files:
+            file.unlink(missing_ok=True)
+
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write all that resuming needs.
 
@@ -96,11 +107,16 @@ class RunFolder:
 
         Raises:
             SkinfastError: it is cut off, of another model, of other data, or past
-                ``config.epochs``.
+                ``config.epochs``; or it was removed when the run had finished.
         """
-        if not self.checkpoint_file.is_file():
-            return None
         mend = "start again with another --output"
+        if not self.checkpoint_file.is_file():
+            if self.model_file.is_file():
+                raise SkinfastError(
+                    f"{self.directory} holds a finished run without its checkpoint, which an "
+                    f"experiment removes at the end; {mend}"
+                )
+            return None
         try:
             state = torch.load(self.checkpoint_file, map_location="cpu", weights_only=True)
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile):

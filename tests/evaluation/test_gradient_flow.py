@@ -205,6 +205,9 @@ def test_command(few_lesions, tmp_path, capsys):
         (["--probe-images", "1"], "--probe-images is 1; it needs to be from 2 to 96"),
         (["--train-images", "97"], "--train-images is 97; it needs to be from 2 to 96"),
         (["--epochs", "0"], "--epochs is 0"),
+        (["--image-size", "16", "--model", "resnet50", "cnn"], "--image-size is 16, but the CNN's"),
+        # Which are no demands of the other networks.
+        (["--image-size", "16", "--model", "resnet50", "--probe-images", "1"], "--probe-images is"),
         (["--lr", "1e30"], "the loss of cnn is not finite after epoch 1; lower --lr"),
     ],
 )

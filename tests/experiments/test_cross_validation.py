@@ -49,6 +49,10 @@ def test_every_image_is_answered_for_once_a_repeat(configs, tmp_path, paired_dat
             assert figure["value"] == pytest.approx(np.mean([e[metric] for e in each]))
             assert figure["low"] <= figure["high"]
         assert len(content["models"][name]["each_fold"]) == 6
+        files = (tmp_path / "runs" / name).rglob("result.json")
+        results = [json.loads(file.read_text()) for file in files]
+        commits = {str(result["environment"].get("commit")) for result in results}
+        assert content["models"][name]["commits"] == sorted(commits) and len(results) == 6
 
     (comparison,) = content["comparisons"]
     for metric in METRICS:

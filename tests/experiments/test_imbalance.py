@@ -71,6 +71,7 @@ def test_every_method_is_trained_and_measured(config, tmp_path):
         mean = np.mean([result["f1_macro"] for result in seeds])
         assert row["metrics"]["f1_macro"]["value"] == pytest.approx(mean)
         assert 0 <= row["melanoma_recall"]["0.95"] <= row["melanoma_recall"]["0.90"] <= 1
+        assert row["commits"] == sorted({str(r["environment"].get("commit")) for r in seeds})
         losses.add(seeds[0]["loss"])
     assert len(losses) == len(METHODS)  # no two are the same training
     text = (tmp_path / "imbalance.md").read_text()
@@ -94,3 +95,18 @@ def test_command_splits_by_lesion_unless_told_otherwise(tmp_path, paired_data, c
     assert captured.err == "7 runs, 7 of them finished before\n"
     with pytest.raises(SystemExit):
         cli.main([*arguments, "--class-weights"])
+
+
+@pytest.mark.parametrize(("given", "split"), [([], "lesion"), (["--split", "image"], "image")])
+def test_preset_does_not_choose_the_split(tmp_path, monkeypatch, given, split):
+    class ReadError(Exception):
+        pass
+
+    def read(configs, *_, **__):
+        raise ReadError({name: (c.split, c.beta2) for name, c in configs.items()})
+
+    monkeypatch.setattr("skinfast.experiments.compare_imbalance_methods", read)
+    with pytest.raises(ReadError) as seen:
+        cli.main(["imbalance", "--model", "cnn", "resnet50", "--preset", "paper", *given,
+                  "--output", str(tmp_path / "out")])  # fmt: skip
+    assert seen.value.args == ({"cnn": (split, 0.99), "resnet50": (split, 0.99)},)

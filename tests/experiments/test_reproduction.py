@@ -185,3 +185,9 @@ def test_command_and_a_second_call(paired_data, tmp_path, capsys):
     assert (tmp_path / "reproduction.html").read_bytes() == page
     assert cli.main([*arguments, "--seeds", "0"]) == 2
     assert "--seeds is 0" in capsys.readouterr().err
+
+
+def test_images_too_small_for_a_model_are_refused_before_the_others_train(paired_data, tmp_path):
+    with pytest.raises(SkinfastError, match="--image-size is 16, but the CNN's three pools need"):
+        small(paired_data, tmp_path / "out", image_sizes=(32, 16))
+    assert not (tmp_path / "out").exists()

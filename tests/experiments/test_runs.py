@@ -3,6 +3,10 @@
 import dataclasses
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -72,6 +76,25 @@ def test_stopped_run_goes_on_to_the_same_weights(config, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("killed_at", ["write_report", "shutil.rmtree"])
+def test_run_killed_after_its_result_is_concluded(config, tmp_path, monkeypatch, killed_at):
+    class KillError(Exception):
+        pass
+
+    def die(*_, **__):
+        raise KillError
+
+    with monkeypatch.context() as killed, pytest.raises(KillError):
+        killed.setattr(f"skinfast.experiments.runs.{killed_at}", die)
+        run_all(named(config, 1), tmp_path)
+    folder = tmp_path / "runs/group/seed-0"
+    assert (folder / "result.json").is_file() and (folder / "checkpoint/state.pt").is_file()
+    lines = []
+    run_all(named(config, 1), tmp_path, on_line=lines.append)
+    assert lines == ["1 runs, 1 of them finished before"]
+    assert (folder / "report.html").is_file() and not (folder / "checkpoint").exists()
+
+
 def test_runs_in_parallel_equal_runs_in_turn(config, tmp_path):
     one = run_all(named(config), tmp_path / "turn")
     two = run_all(named(config), tmp_path / "parallel", jobs=2)
@@ -102,11 +125,12 @@ def test_a_job_begins_on_the_gpu_that_it_was_dealt(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setattr(runs.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(runs, "_end_without", lambda leash: None)
     gpus = multiprocessing.get_context("spawn").SimpleQueue()
     for gpu in (1, None, 0):
         gpus.put(gpu)
     for _ in range(3):
-        runs._begin_worker(2, gpus)
+        runs._begin_worker(2, gpus, None)
     assert chosen == [1, 0] and threads == [2, 2, 2]
 
 
@@ -156,6 +180,62 @@ def test_killed_process_is_explained(config, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "ProcessPoolExecutor", Dying)
     with pytest.raises(SkinfastError, match="was killed, most likely for want of memory; give few"):
         run_all(named(config), tmp_path, jobs=2)
+
+
+def long(config, count):
+    """Runs that are still at work when the test is over."""
+    return named(dataclasses.replace(config, epochs=3000), count)
+
+
+def test_a_run_that_cannot_be_ends_the_others(config, tmp_path):
+    impossible = NamedRun("impossible", dataclasses.replace(config, data=str(tmp_path / "nowhere")))
+    begun, *queued = long(config, 3)
+    with pytest.raises(SkinfastError, match="nowhere"):
+        run_all([begun, impossible, *queued], tmp_path, jobs=2)
+    assert not multiprocessing.active_children()
+    assert not (tmp_path / "runs" / begun.name / "result.json").exists()
+    assert not any((tmp_path / "runs" / run.name).exists() for run in queued)
+
+
+def test_an_error_of_the_caller_ends_the_runs(config, tmp_path):
+    def full(line):
+        if line.startswith("1 of 3"):
+            raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        run_all([NamedRun("short", config), *long(config, 2)], tmp_path, jobs=2, on_line=full)
+    assert not multiprocessing.active_children()
+    assert [path.parent.name for path in tmp_path.rglob("result.json")] == ["short"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_the_command(config, tmp_path, number):
+    command = ["cross-validate", "--model", config.model, "--data", config.data, "--jobs", "2",
+               "--image-size", "16", "--epochs", "3000", "--output", "out"]  # fmt: skip
+    program = "import sys; from skinfast.cli import main; sys.exit(main(sys.argv[1:]))"
+    folds = [tmp_path / f"out/runs/{config.model}/repeat-0/fold-{fold}" for fold in range(5)]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *command],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        while process.poll() is None and not all((f / "metrics.jsonl").exists() for f in folds[:2]):
+            time.sleep(0.1)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as Ctrl-C in a terminal: every process has it
+        else:
+            process.kill()
+        # The workers have the same stderr: it ends when the last of them has.
+        _, errors = process.communicate()
+    assert not any((fold / "result.json").exists() for fold in folds)
+    first, *last = errors.splitlines()
+    assert first == "5 runs, 0 of them finished before"
+    if number == signal.SIGINT:
+        assert process.returncode == 130 and len(last) == 1
+        assert last[0].startswith("skinfast: interrupted; ")
+    assert [fold.exists() for fold in folds] == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize("name", ["result.json", "predictions.npz"])

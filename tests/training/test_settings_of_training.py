@@ -310,6 +310,7 @@ def test_preset_that_is_not_there():
         ({"fold": 5, "split": "lesion"}, "--fold is 5; it needs to be from 0 to below --folds"),
         ({"loss": "focal", "label_smoothing": 0.1}, "is of the cross-entropy loss"),
         ({"balanced_batches": True, "sampling": "over"}, "both even out the classes"),
+        ({"balanced_batches": True, "class_weights": True}, "correct for the classes twice; choos"),
         ({"warmup_epochs": 30.0}, "--warmup-epochs is 30.0; it needs to be from 0 to below"),
         ({"ema_decay": 1.0}, "--ema-decay is 1.0"),
         ({"color_jitter": math.nan}, "--color-jitter is nan"),

@@ -4,12 +4,14 @@ import dataclasses
 import errno
 import json
 import shutil
+import subprocess
 
 import pytest
 import torch
 
 from skinfast.data import DeviceBatches
 from skinfast.errors import SkinfastError
+from skinfast.evaluation import write_result
 from skinfast.training import TrainConfig, load_model, prepare, train
 from skinfast.training.run_folder import RunFolder
 
@@ -21,6 +23,10 @@ def config(small_data):
 
 def weights_of(run):
     return {name: t.clone() for name, t in load_model(run.model_file)[0].state_dict().items()}
+
+
+def contents(run):
+    return {path: path.read_bytes() for path in run.directory.rglob("*") if path.is_file()}
 
 
 def assert_equal(first, second):
@@ -160,6 +166,22 @@ def test_diverging_run_says_so_and_keeps_the_checkpoint_before(config, tmp_path,
     assert json.loads(run.metrics_file.read_text().splitlines()[-1])["train_loss"] is None
 
 
+def test_the_commit_is_that_of_the_code_that_began_to_train(config, tmp_path, monkeypatch):
+    checkout = tmp_path / "checkout"
+    package = checkout / "skinfast" / "__init__.py"
+    package.parent.mkdir(parents=True)
+    package.write_text("as it began")
+    git = ["git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init"], ["add", "."], ["commit", "-m", "As it began"]):
+        subprocess.run([*git, *command], check=True, capture_output=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    monkeypatch.setattr("skinfast.__file__", str(package))
+    config = dataclasses.replace(config, model="logistic-regression", epochs=1)
+    train(config, tmp_path / "run", on_epoch=lambda epoch: package.write_text("edited since"))
+    commit = write_result(tmp_path / "run")["environment"]["commit"]
+    assert commit == head.stdout.strip()
+
+
 def test_existing_folder_is_refused_and_left_alone(config, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -167,6 +189,29 @@ def test_existing_folder_is_refused_and_left_alone(config, tmp_path):
     with pytest.raises(SkinfastError, match="exists; choose another --output, or continue it"):
         train(config, folder)
     assert [p.name for p in folder.iterdir()] == ["notes.txt"]
+
+
+def test_folder_of_a_run_that_was_killed_as_it_began_is_new(config, tmp_path, monkeypatch):
+    run = RunFolder(tmp_path / "run")
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:  # which leaves no time to tidy up
+        killed.setattr("pathlib.Path.replace", die)
+        killed.setattr("pathlib.Path.unlink", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            run.create(config)
+    (leftover,) = run.directory.iterdir()
+    assert leftover.name.startswith(".config.json.")
+    run.create(config)
+    assert TrainConfig.load(run.config_file) == config
+    with pytest.raises(SkinfastError, match="exists; choose another --output"):
+        run.create(config)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "notes.tmp").write_text("mine")
+    with pytest.raises(SkinfastError, match="exists; choose another --output"):
+        RunFolder(tmp_path / "own").create(config)
 
 
 def test_full_disk_while_saving_keeps_the_checkpoint_before(config, tmp_path, monkeypatch):
@@ -202,6 +247,46 @@ def test_resume_with_fewer_epochs_than_done_is_refused(config, tmp_path):
     with pytest.raises(SkinfastError, match="has finished 3 epochs already; give --epochs 3"):
         train(dataclasses.replace(config, epochs=1), tmp_path / "run", resume=True)
     assert run.config_file.read_text() == before
+
+
+def test_results_of_a_finished_run_do_not_outlive_its_extension(config, tmp_path):
+    config = dataclasses.replace(config, model="logistic-regression", epochs=1)
+    run = train(config, tmp_path / "run")
+    for file in run.result_files:
+        file.write_text("of one epoch")
+    before = contents(run)
+    longer = dataclasses.replace(config, epochs=3)
+    with pytest.raises(SkinfastError, match="was started with --lr"):
+        train(dataclasses.replace(longer, lr=0.5), run.directory, resume=True)
+    metrics = run.metrics_file.read_bytes()
+    run.metrics_file.write_text("{")
+    with pytest.raises(SkinfastError, match=r"metrics\.jsonl cannot be read"):
+        train(longer, run.directory, resume=True)
+    run.metrics_file.write_bytes(metrics)
+    train(config, run.directory, resume=True)  # which has nothing to do
+    assert contents(run) == before
+
+    class StopError(Exception):
+        pass
+
+    def stop(epoch):
+        raise StopError
+
+    with pytest.raises(StopError):
+        train(longer, run.directory, resume=True, on_epoch=stop)
+    assert not any(file.exists() for file in run.result_files)
+    assert before.keys() - contents(run).keys() == set(run.result_files)
+
+
+def test_resume_of_a_finished_run_without_checkpoint_is_refused(config, tmp_path):
+    config = dataclasses.replace(config, model="logistic-regression", epochs=1)
+    run = train(config, tmp_path / "run")
+    shutil.rmtree(run.checkpoint_file.parent)  # as skinfast.experiments does
+    before = contents(run)
+    for epochs in (1, 2):
+        with pytest.raises(SkinfastError, match="run holds a finished run without its checkpoint"):
+            train(dataclasses.replace(config, epochs=epochs), tmp_path / "run", resume=True)
+    assert contents(run) == before
 
 
 def test_resume_as_another_run_is_refused(config, tmp_path):
@@ -269,6 +354,7 @@ def test_model_without_description_is_refused(tmp_path):
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"batch_size": 1, "model": "resnet50"}, "--batch-size is 1, but resnet50 normalises"),
         ({"image_size": 7}, "--image-size is 7; it needs to be from 8 to 1024"),
+        ({"image_size": 23}, "--image-size is 23, but the CNN's three pools need at least 24; ch"),
         ({"lr": float("inf")}, "--lr is inf; it needs to be a finite float"),
         ({"data": 5}, "--data is 5; it needs to be str"),
         ({"epochs": 4.5}, "--epochs is 4.5; it needs to be int"),
