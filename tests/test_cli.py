@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from skinfast import cli
@@ -339,6 +340,37 @@ def test_disk_full_while_saving(tmp_path, small_data, error_line, monkeypatch):
     line = error_line("train", "--data", small_data, "--image-size", 32,
                            "--epochs", 1, "--output", tmp_path / "run")  # fmt: skip
     assert "model.safetensors: No space left on device; free space on that disk" in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("Allocation on device"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_out_of_memory_names_what_to_lower(error_line, monkeypatch, error):
+    _fail_with(error, monkeypatch)
+    assert "out of memory; lower --batch-size or --image-size" in error_line("evaluate", "run")
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["CUDA error: an illegal memory access was encountered", "unsupported memory format option"],
+)
+def test_bugs_that_speak_of_memory_are_shown_as_bugs(monkeypatch, message):
+    _fail_with(RuntimeError(message), monkeypatch)
+    with pytest.raises(RuntimeError, match=message):
+        run("evaluate", "run")
+
+
+def _fail_with(error, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("skinfast.evaluation.evaluate_run", fail)
 
 
 def test_interrupt_names_resume(monkeypatch, capsys, tmp_path):
