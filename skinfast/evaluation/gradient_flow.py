@@ -167,7 +167,9 @@ def measure(
         ``loss``, ``accuracy`` and
 
         - ``stream``: at each ``depth``, with the ``name`` of the module whose output x it is,
-          ``gradient``: the mean over images of the norm of dE/dx, E being the image's own loss;
+          ``gradient``: the mean over images of the norm of dE/dx, E being the sum of the batch's
+          losses. Without batch normalisation that is the gradient of the image's own loss; with
+          it, what the image does to the losses of the others is in it too;
         - ``layers``: of each weight tensor ``name``, ``depth``, ``shortcut``, ``gradient`` (norm of
           the mean loss's gradient), ``norm``, and ``update_ratio``, norm of the step over norm;
         - ``relus``: of each module that ends in a ReLU ``name``, ``depth`` and the shares of its
@@ -194,7 +196,7 @@ def measure(
             {
                 "name": name,
                 "depth": depth,
-                # The mean loss has each image's gradient divided by their number.
+                # Of the sum of the losses: that of the mean is divided by the number of images.
                 "gradient": float((g.flatten(1).double().norm(dim=1) * len(images)).mean()),
             }
             for (name, depth, _), g in zip(points, gradients, strict=True)

@@ -61,7 +61,7 @@ def test_gradients_shrink_and_grow_as_equations_12_and_15_say(shortcut, factor):
         assert here["gradient"] / there["gradient"] == pytest.approx(factor, rel=1e-5)
 
 
-def test_gradient_is_that_of_each_image_s_own_loss():
+def test_gradient_is_that_of_each_image_s_own_loss_without_batch_norm():
     torch.manual_seed(0)
     model = Chain(0.5, True)
     generator = torch.Generator().manual_seed(0)
@@ -74,6 +74,20 @@ def test_gradient_is_that_of_each_image_s_own_loss():
     measured = watched(model)["stream"][-2]
     assert measured["depth"] == 6
     assert measured["gradient"] == pytest.approx(float(torch.stack(norms).mean()), rel=1e-5)
+
+
+def test_gradient_is_that_of_the_batch_s_summed_loss_with_batch_norm():
+    torch.manual_seed(0)
+    first, rest = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    model = nn.Sequential(first, rest, nn.Linear(4, 3))
+    x, labels = torch.randn(16, 4), torch.arange(16) % 3
+    hidden = first(x).detach().requires_grad_()
+    nn.functional.cross_entropy(model[1:](hidden), labels, reduction="sum").backward()
+    measured = measure(model, torch.optim.SGD(model.parameters(), lr=0.1), x, labels)
+    assert [point["name"] for point in measured["stream"]] == ["0", "1.1", "2"]
+    assert measured["stream"][0]["gradient"] == pytest.approx(
+        float(hidden.grad.norm(dim=1).mean()), rel=1e-5
+    )
 
 
 def test_update_ratio_is_the_step_over_the_weights():
