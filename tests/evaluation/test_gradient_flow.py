@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 
 import pytest
 import torch
@@ -199,6 +200,47 @@ def test_page_and_files(few_lesions, config, tmp_path):
     assert svg.startswith("<svg") and "xmlns=" in svg
     assert "var(--" not in svg and "currentColor" not in svg
     assert "before training" in svg and "after 2 epochs" in svg
+
+
+def test_numbers_that_are_not_finite_are_null_and_not_drawn(few_lesions, config, tmp_path):
+    result = gradient_flow(dataclasses.replace(config, epochs=1), ("cnn",), probe_images=16)
+    last = result["networks"][0]["measurements"][-1]
+    last["stream"][0]["gradient"] = math.inf
+    last["layers"][0]["update_ratio"] = math.nan
+    path = write_gradient_flow(result, tmp_path / "out")
+    text = (tmp_path / "out" / "gradient_flow.json").read_text()
+    written = json.loads(text, parse_constant=pytest.fail)["networks"][0]["measurements"][-1]
+    assert written["stream"][0]["gradient"] is None
+    assert written["layers"][0]["update_ratio"] is None
+    assert written["stream"][1:] == last["stream"][1:]
+    assert len(Page(path.read_text(encoding="utf-8")).all("svg")) == 4
+
+
+def test_a_network_that_diverges_loses_nothing_that_was_measured(
+    few_lesions, config, tmp_path, monkeypatch, capsys
+):
+    def diverge(model, *arguments):
+        measured = measure(model, *arguments)
+        calls.append(type(model).__name__)
+        return {**measured, "loss": math.nan} if calls == ["ResNet", "ResNet"] else measured
+
+    calls = []
+    monkeypatch.setattr("skinfast.evaluation.gradient_flow.measure", diverge)
+    arguments = ["gradient-flow", "--data", "synthetic", "--image-size", "32", "--epochs", "1",
+                 "--model", "cnn", "resnet50-without-skips", "--train-images", "16",
+                 "--probe-images", "8", "--device", "cpu", "--lr", "0.003", "--json",
+                 "--output", str(tmp_path / "out")]  # fmt: skip
+    assert cli.main(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1] == (
+        "the loss of resnet50-without-skips is not finite after epoch 1; lower --lr (it is 0.003)"
+    )
+    plain, cnn = json.loads(captured.out)["networks"]
+    assert [m["epoch"] for m in plain["measurements"]] == [0] and plain["diverged_in_epoch"] == 1
+    assert [m["epoch"] for m in cnn["measurements"]] == [0, 1] and cnn["diverged_in_epoch"] is None
+    words = Page((tmp_path / "out" / "gradient_flow.html").read_text(encoding="utf-8")).words()
+    assert "without skips, before training" in words and "CNN, after 1 epoch" in words
+    assert "After epoch 1 its loss was not finite" in words
 
 
 def test_command(few_lesions, tmp_path, capsys):
