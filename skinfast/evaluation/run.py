@@ -173,7 +173,7 @@ def predict(
     *,
     test_time_augmentation: bool | None = None,
 ) -> list[dict[str, Any]]:
-    """Classify image files with a trained run.
+    """Classify image files with a trained run, in the precision and by the backend of its settings.
 
     Args:
         directory: the run folder.
@@ -192,15 +192,15 @@ def predict(
     """
     chosen = choose_device(device)
     run = RunFolder(directory)
-    model, description = load_model(run.model_file, chosen)
+    settings = settings_of(run)
+    model, description = load_model(run.model_file, chosen, settings.backend)
     _, batches = load_pictures(images, description, chosen, at_once=_IMAGES_AT_ONCE)
     if test_time_augmentation is None:
-        # A folder with the model alone predicts too.
-        settings = TrainConfig.load(run.config_file) if run.config_file.exists() else TrainConfig()
         test_time_augmentation = settings.test_time_augmentation
     if test_time_augmentation:
         model = MeanOverViews(model)
-    probabilities = torch.softmax(logits_of(model, batches, chosen, "float32"), 1).cpu().numpy()
+    logits = logits_of(model, batches, chosen, settings.precision)
+    probabilities = torch.softmax(logits, 1).cpu().numpy()
     temperature = read_temperature(directory, test_time_augmentation)
     if temperature is not None:
         probabilities = with_temperature(probabilities, temperature)
@@ -218,6 +218,11 @@ def predict(
             }
         )
     return predictions
+
+
+def settings_of(run: RunFolder) -> TrainConfig:
+    """The settings of a run; the defaults for a folder with the model alone, which predicts too."""
+    return TrainConfig.load(run.config_file) if run.config_file.exists() else TrainConfig()
 
 
 def load_pictures(
