@@ -22,7 +22,7 @@ from skinfast.evaluation.calibration import calibration_figures, with_temperatur
 from skinfast.evaluation.metrics import classification_metrics
 from skinfast.evaluation.temperature import read_calibration, read_temperature
 from skinfast.evaluation.test_time_augmentation import MeanOverViews
-from skinfast.files import atomic_path, atomic_write_text
+from skinfast.files import BROKEN_NPZ, atomic_path, atomic_write_text
 from skinfast.training.config import TrainConfig
 from skinfast.training.model_file import ModelDescription, load_model
 from skinfast.training.problem import Problem, choose_device, prepare
@@ -131,6 +131,10 @@ def write_result(
     metrics, problem, probabilities = evaluate_run(directory, problem=problem)
     dataset, test = problem.dataset, problem.split.test
     epochs = run.read_metrics(up_to_epoch=problem.config.epochs)
+    if not epochs:
+        raise SkinfastError(
+            f"{run.metrics_file} has no finished epoch; train again with another --output"
+        )
     result = {
         **metrics,
         "epochs": epochs[-1]["epoch"],
@@ -261,13 +265,25 @@ def _decode(path: Path, image_size: int) -> np.ndarray:
 def _test_images(run: RunFolder, problem: Problem) -> Split:
     """The run's test images in other data; all images where they are not there."""
     names = problem.dataset.image_ids
-    with np.load(run.directory / "predictions.npz", allow_pickle=False) as archive:
-        wanted = set(archive["image_ids"].tolist())
+    wanted = _tested(run)
     if wanted <= set(names):
         test = np.array([i for i, name in enumerate(names) if name in wanted])
     else:
         test = np.arange(len(names))
     return Split(np.setdiff1d(np.arange(len(names)), test), test)
+
+
+def _tested(run: RunFolder) -> set[str]:
+    """The names of the run's test images."""
+    path = run.directory / "predictions.npz"
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return set(archive["image_ids"].tolist())
+    except (*BROKEN_NPZ, KeyError) as error:
+        raise SkinfastError(
+            f"{path} is missing, cut off or has no image ids ({error}); finish the run with "
+            "`skinfast train --resume` or train again"
+        ) from error
 
 
 def _kept_epoch(epochs: Sequence[dict[str, Any]]) -> int:
