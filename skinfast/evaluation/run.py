@@ -14,8 +14,10 @@ import torch
 
 from skinfast.data.batches import DeviceBatches
 from skinfast.data.classes import CLASSES
+from skinfast.data.dataset import HAM10000, LesionDataset
 from skinfast.data.decoding import BadImageError, decode_image
 from skinfast.data.splits import Split
+from skinfast.data.synthetic import SyntheticLesions
 from skinfast.environment import environment
 from skinfast.errors import SkinfastError
 from skinfast.evaluation.calibration import calibration_figures, with_temperature
@@ -72,10 +74,11 @@ def evaluate_run(
     model, description = load_model(
         run.model_file, choose_device(config.device), backend=config.backend
     )
-    problem = problem or prepare(config)
     if data is not None:
-        problem = dataclasses.replace(problem, split=_test_images(run, problem))
-    problem = dataclasses.replace(problem, mean=description.mean, std=description.std)
+        problem = _other_data(run, config, description)
+    else:
+        problem = problem or prepare(config)
+        problem = dataclasses.replace(problem, mean=description.mean, std=description.std)
     if test_time_augmentation is None:
         test_time_augmentation = config.test_time_augmentation
     if test_time_augmentation:
@@ -262,9 +265,21 @@ def _decode(path: Path, image_size: int) -> np.ndarray:
         raise SkinfastError(f"{path}: {error}; give a JPEG or PNG photograph") from error
 
 
-def _test_images(run: RunFolder, problem: Problem) -> Split:
+def _other_data(run: RunFolder, config: TrainConfig, description: ModelDescription) -> Problem:
+    """Data that need not be such that the run's settings could split them."""
+    dataset: LesionDataset
+    if config.data == "synthetic":
+        dataset = SyntheticLesions(image_size=config.image_size)
+    else:
+        dataset = HAM10000(config.data, config.image_size, skip_bad_images=config.skip_bad_images)
+    split = _test_images(run, dataset)
+    device = choose_device(config.device)
+    return Problem(config, device, dataset, split, split.train, description.mean, description.std)
+
+
+def _test_images(run: RunFolder, dataset: LesionDataset) -> Split:
     """The run's test images in other data; all images where they are not there."""
-    names = problem.dataset.image_ids
+    names = dataset.image_ids
     wanted = _tested(run)
     if wanted <= set(names):
         test = np.array([i for i, name in enumerate(names) if name in wanted])
