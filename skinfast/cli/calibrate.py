@@ -37,6 +37,8 @@ def _run(options: argparse.Namespace) -> int:
         print(json.dumps(calibration, indent=2))
         return 0
     halves = "no lesion in both" if calibration["grouped_by_lesion"] else "lesions not known"
+    if "test_images" in calibration:
+        print(f"test images: {calibration['test_images']}")
     print(
         f"temperature {calibration['temperature']:.3f}, fitted on {calibration['num_fitted']} of "
         f"the test images and measured on the other {calibration['num_measured']} ({halves})"

@@ -76,7 +76,12 @@ def note_epoch(epoch: dict[str, Any]) -> None:
 
 
 def print_metrics(result: dict[str, Any]) -> None:
-    """Print what ``evaluate_run`` measured: a table, two lines, one or two on calibration."""
+    """Print what ``evaluate_run`` measured: a table, two lines, one or two on calibration.
+
+    Of other data than the run's own, first which images of it.
+    """
+    if "test_images" in result:
+        print(f"test images: {result['test_images']}")
     print(f"{'class':<8}{'recall':>8}{'precision':>11}{'F1':>8}{'AUC':>8}{'support':>9}")
     for row in result["per_class"]:
         auc = f"{row['auc']:8.3f}" if row["auc"] is not None else f"{'-':>8}"

@@ -149,6 +149,24 @@ def test_data_without_lesions_is_halved_by_image_and_says_so(run, monkeypatch):
     assert calibration["lesions_shared_with_training"] is None
 
 
+def test_a_copy_s_test_images_are_named(run, monkeypatch, capsys):
+    with np.load(run / "predictions.npz") as archive:
+        first, count = archive["image_ids"][0], len(archive["image_ids"])
+
+    def without_one(image_size):
+        dataset = SyntheticLesions(300, image_size)
+        dataset.image_ids[dataset.image_ids.index(first)] = "another"
+        return dataset
+
+    monkeypatch.setattr("skinfast.evaluation.run.SyntheticLesions", without_one)
+    calibration = calibrate_run(run, data="synthetic")
+    assert calibration["num_fitted"] + calibration["num_measured"] == count - 1
+    said = f"{count - 1} of the run's {count} test images; the others are not in "
+    assert calibration["test_images"].startswith(said)
+    assert cli.main(["calibrate", str(run), "--data", "synthetic"]) == 0
+    assert f"test images: {calibration['test_images']}\n" in capsys.readouterr().out
+
+
 def test_lesions_that_trained_the_model_are_counted(run, capsys):
     config = TrainConfig.load(run / "config.json")
     dataclasses.replace(config, split="image").save(run / "config.json")
