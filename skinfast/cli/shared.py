@@ -76,7 +76,7 @@ def note_epoch(epoch: dict[str, Any]) -> None:
 
 
 def print_metrics(result: dict[str, Any]) -> None:
-    """Print what ``evaluate_run`` measured: a table, two lines, one or two on calibration.
+    """Print what ``evaluate_run`` measured: a table, two lines, two or three on calibration.
 
     Of other data than the run's own, first which images of it.
     """
@@ -100,6 +100,8 @@ def print_metrics(result: dict[str, Any]) -> None:
 
 
 def _print_calibration(metrics: dict[str, Any]) -> None:
+    from skinfast.report.calibration import INTERVAL_COVERAGE
+
     for name, key in (("as trained", "calibration"), ("calibrated", "calibrated")):
         if key in metrics:
             figures = metrics[key]
@@ -113,6 +115,8 @@ def _print_calibration(metrics: dict[str, Any]) -> None:
                 f"confidence {figures['mean_confidence']:.4f} for accuracy "
                 f"{figures['accuracy']:.4f} on {figures['num_images']} images"
             )
+    if "calibration" in metrics:
+        print(INTERVAL_COVERAGE)
 
 
 def print_outputs(options: argparse.Namespace, name: str, content: dict[str, Any]) -> None:

@@ -127,11 +127,13 @@ def test_command_prints_both_rows_and_renews_the_report(run, capsys):
     assert cli.main(["calibrate", str(run)]) == 0
     out = capsys.readouterr().out
     assert "as trained" in out and "with temperature" in out and "flatter" not in out
+    assert "nominally 95%, held the true error of calibrated models in 56% of cases" in out
     assert (run / "report.html").read_text() != before
     assert cli.main(["calibrate", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["num_fitted"] > 0
     assert cli.main(["evaluate", str(run)]) == 0
-    assert "calibrated with temperature" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "calibrated with temperature" in out and "nominally 95%, held the true error" in out
 
 
 def test_data_without_lesions_is_halved_by_image_and_says_so(run, monkeypatch):
