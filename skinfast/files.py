@@ -6,8 +6,21 @@ import contextlib
 import os
 import re
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+
+#: What np.load raises depends on the byte at which the file was cut, or what it is instead.
+BROKEN_NPZ = (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @contextlib.contextmanager

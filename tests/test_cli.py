@@ -1,5 +1,6 @@
 """The command line: a whole run, and one line for everything that cannot be done."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -8,10 +9,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from skinfast import cli
 from skinfast.errors import SkinfastError
+from skinfast.evaluation import evaluate_run, predict
+from skinfast.evaluation.explain import explain
+from skinfast.training import TrainConfig
 
 
 def run(*arguments):
@@ -127,6 +132,21 @@ def test_predict_agrees_with_the_predictions_of_the_run(trained, small_data, cap
     np.testing.assert_allclose(list(first["probabilities"].values()), probabilities, atol=1e-5)
     assert run("predict", trained, path) == 0
     assert f"{path}: " in capsys.readouterr().out
+
+
+def test_predict_computes_as_the_run_does(trained, small_data):
+    """In float32 by the fused ops it would differ: a temperature is of the run's own answers."""
+    for changes in ({"precision": "bfloat16"}, {"precision": "bfloat16", "backend": "torch"}):
+        config = TrainConfig.load(trained / "config.json")
+        dataclasses.replace(config, **changes).save(trained / "config.json")
+        _, problem, probabilities = evaluate_run(trained)
+        names = [problem.dataset.image_ids[i] for i in problem.split.test]
+        paths = [small_data / "images" / f"{name}.png" for name in names]
+        answers = [list(entry["probabilities"].values()) for entry in predict(trained, paths)]
+        np.testing.assert_allclose(answers, probabilities, atol=1e-6)
+        (one,) = explain(trained, paths[:1], class_name="nv")
+        (alone,) = predict(trained, paths[:1])
+        assert one.probability == pytest.approx(alone["probabilities"]["nv"], abs=1e-6)
 
 
 def test_test_time_augmentation_is_a_setting_of_the_run_and_of_the_commands(
@@ -339,6 +359,37 @@ def test_disk_full_while_saving(tmp_path, small_data, error_line, monkeypatch):
     line = error_line("train", "--data", small_data, "--image-size", 32,
                            "--epochs", 1, "--output", tmp_path / "run")  # fmt: skip
     assert "model.safetensors: No space left on device; free space on that disk" in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("Allocation on device"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_out_of_memory_names_what_to_lower(error_line, monkeypatch, error):
+    _fail_with(error, monkeypatch)
+    assert "out of memory; lower --batch-size or --image-size" in error_line("evaluate", "run")
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["CUDA error: an illegal memory access was encountered", "unsupported memory format option"],
+)
+def test_bugs_that_speak_of_memory_are_shown_as_bugs(monkeypatch, message):
+    _fail_with(RuntimeError(message), monkeypatch)
+    with pytest.raises(RuntimeError, match=message):
+        run("evaluate", "run")
+
+
+def _fail_with(error, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("skinfast.evaluation.evaluate_run", fail)
 
 
 def test_interrupt_names_resume(monkeypatch, capsys, tmp_path):

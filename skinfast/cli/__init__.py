@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mend = _MENDS.get(error.errno or 0, "")
         return _complain(f"{where}{error.strerror or error}{mend}", 2)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        if not _is_out_of_memory(error):
             raise
         return _complain("out of memory; lower --batch-size or --image-size", 2)
     except KeyboardInterrupt:
@@ -80,6 +80,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "with the same command again",
             130,
         )
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether there was too little of it; an illegal memory access, say, is a bug to show."""
+    import torch
+
+    said = str(error)
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or "out of memory" in said
+        or "can't allocate memory" in said  # torch's allocator of the CPU
+    )
 
 
 def _check_processes(options: argparse.Namespace) -> None:

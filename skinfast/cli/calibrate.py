@@ -27,6 +27,7 @@ def add(commands: Subparsers) -> None:
 def _run(options: argparse.Namespace) -> int:
     from skinfast.evaluation import calibrate_run
     from skinfast.report import write_report
+    from skinfast.report.calibration import INTERVAL_COVERAGE
 
     check_seed(options.seed)
     calibration = calibrate_run(
@@ -37,11 +38,13 @@ def _run(options: argparse.Namespace) -> int:
         print(json.dumps(calibration, indent=2))
         return 0
     halves = "no lesion in both" if calibration["grouped_by_lesion"] else "lesions not known"
+    if "test_images" in calibration:
+        print(f"test images: {calibration['test_images']}")
     print(
         f"temperature {calibration['temperature']:.3f}, fitted on {calibration['num_fitted']} of "
         f"the test images and measured on the other {calibration['num_measured']} ({halves})"
     )
-    print(f"{'':<20}{'loss':>8}{'calibration error':>19}{'95% interval':>18}{'confidence':>12}")
+    print(f"{'':<20}{'loss':>8}{'calibration error':>19}{'interval':>18}{'confidence':>12}")
     for name, key in (("as trained", "before"), ("with temperature", "after")):
         figures = calibration[key]
         low, high = figures["interval"]
@@ -49,6 +52,7 @@ def _run(options: argparse.Namespace) -> int:
             f"{name:<20}{figures['loss']:8.4f}{figures['expected_calibration_error']:19.4f}"
             f"{f'{low:.4f} to {high:.4f}':>18}{figures['mean_confidence']:12.4f}"
         )
+    print(INTERVAL_COVERAGE)
     after = calibration["after"]
     print(
         f"accuracy on the measured half {after['accuracy']:.4f}; sampling noise alone would show a "

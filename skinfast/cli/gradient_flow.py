@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+from pathlib import Path
 from typing import Any
 
 from skinfast.cli.settings import add_setting
@@ -62,8 +62,14 @@ def _run(options: argparse.Namespace) -> int:
         on_epoch=_note_epoch,
     )
     page = write_gradient_flow(result, options.output)
+    for network in result["networks"]:
+        if network["diverged_in_epoch"] is not None:
+            note(
+                f"the loss of {network['name']} is not finite after epoch "
+                f"{network['diverged_in_epoch']}; lower --lr (it is {config.lr})"
+            )
     if options.json:
-        print(json.dumps(result, indent=2))
+        print((Path(options.output) / "gradient_flow.json").read_text(encoding="utf-8"), end="")
         return 0
     print(
         f"{'network':<24}{'epoch':>5}{'loss':>8}{'first layer':>13}{'last layer':>12}"

@@ -76,7 +76,12 @@ def note_epoch(epoch: dict[str, Any]) -> None:
 
 
 def print_metrics(result: dict[str, Any]) -> None:
-    """Print what ``evaluate_run`` measured: a table, two lines, one or two on calibration."""
+    """Print what ``evaluate_run`` measured: a table, two lines, two or three on calibration.
+
+    Of other data than the run's own, first which images of it.
+    """
+    if "test_images" in result:
+        print(f"test images: {result['test_images']}")
     print(f"{'class':<8}{'recall':>8}{'precision':>11}{'F1':>8}{'AUC':>8}{'support':>9}")
     for row in result["per_class"]:
         auc = f"{row['auc']:8.3f}" if row["auc"] is not None else f"{'-':>8}"
@@ -95,6 +100,8 @@ def print_metrics(result: dict[str, Any]) -> None:
 
 
 def _print_calibration(metrics: dict[str, Any]) -> None:
+    from skinfast.report.calibration import INTERVAL_COVERAGE
+
     for name, key in (("as trained", "calibration"), ("calibrated", "calibrated")):
         if key in metrics:
             figures = metrics[key]
@@ -108,6 +115,8 @@ def _print_calibration(metrics: dict[str, Any]) -> None:
                 f"confidence {figures['mean_confidence']:.4f} for accuracy "
                 f"{figures['accuracy']:.4f} on {figures['num_images']} images"
             )
+    if "calibration" in metrics:
+        print(INTERVAL_COVERAGE)
 
 
 def print_outputs(options: argparse.Namespace, name: str, content: dict[str, Any]) -> None:

@@ -46,14 +46,14 @@ def calibrate_run(
         ``num_measured``, ``grouped_by_lesion``, ``lesions_shared_with_training`` (test images of a
         lesion that trained the model; None where lesions are not known), ``seed``,
         ``test_time_augmentation``, ``fitted_image_ids`` and ``model_sha256``, which ties it to the
-        weights.
+        weights; with other data ``test_images``, as of ``evaluate_run``.
 
     Raises:
         SkinfastError: the run folder or data cannot be used, or the test images are too few.
         OSError: the file cannot be written.
     """
     run = RunFolder(directory)
-    _, problem, computed = evaluate_run(directory, data=data, device=device)
+    metrics, problem, computed = evaluate_run(directory, data=data, device=device)
     probabilities, test = computed.numpy(), problem.split.test
     labels = problem.dataset.labels[test].numpy()
     lesions = None if problem.dataset.lesion_ids is None else problem.dataset.groups()
@@ -90,5 +90,7 @@ def calibrate_run(
         "model_sha256": checksum(run.model_file),
         "fitted_image_ids": [problem.dataset.image_ids[i] for i in test[fitted]],
     }
+    if "test_images" in metrics:
+        calibration["test_images"] = metrics["test_images"]
     atomic_write_text(run.directory / FILE_NAME, json.dumps(calibration, indent=2) + "\n")
     return calibration

@@ -34,8 +34,9 @@ def calibration_figures(
     The interval is the *basic* bootstrap's, ``[2e - q97.5, 2e - q2.5]`` cut at 0, for e the
     measured error: noise only ever adds to a calibration error, to a resampled one twice, and the
     basic interval takes that out again where the percentile interval leaves it in (for a
-    calibrated model it would never reach down to 0). Whole groups are resampled, since photographs
-    of one lesion are not independent.
+    calibrated model it would never reach down to 0). It is still no 95% interval: docs/analysis.md
+    has in how many of simulated models it held the truth. Whole groups are resampled, since
+    photographs of one lesion are not independent.
 
     Args:
         labels: true classes, integer ``[N]``; N at least 1.
@@ -46,10 +47,11 @@ def calibration_figures(
 
     Returns:
         For JSON: ``expected_calibration_error`` (Guo et al. 2017, equation 5, 15 bins of equal
-        width), ``interval`` (95%, two floats), ``expected_if_calibrated`` (the error that sampling
-        noise alone would show at these confidences), ``mean_confidence``, ``accuracy``, ``loss``
-        (mean negative log likelihood in nats), ``num_images``, ``bins`` (those with images:
-        ``confidence``, ``accuracy``, ``count``) and ``risk_coverage`` (see ``risk_coverage``).
+        width), ``interval`` (nominally 95%, two floats), ``expected_if_calibrated`` (the error that
+        sampling noise alone would show at these confidences), ``mean_confidence``, ``accuracy``,
+        ``loss`` (mean negative log likelihood in nats), ``num_images``, ``bins`` (those with
+        images: ``confidence``, ``accuracy``, ``count``) and ``risk_coverage`` (see
+        ``risk_coverage``).
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", https://arxiv.org/abs/1706.04599
     """

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from skinfast.errors import SkinfastError
-from skinfast.evaluation.run import load_pictures
+from skinfast.evaluation.run import load_pictures, settings_of
 from skinfast.evaluation.temperature import read_temperature
 from skinfast.training.model_file import load_model
 from skinfast.training.problem import choose_device
 from skinfast.training.run_folder import RunFolder
+from skinfast.training.step import autocast
 
 #: Smallest side of feature maps that can say where something is: ResNet-50's last are 2x2 at
 #: 64x64 and a single value at 32x32.
@@ -73,7 +74,9 @@ def explain(
     Source: Selvaraju et al., "Grad-CAM", https://arxiv.org/abs/1610.02391, equations 1 and 2.
     """
     chosen = choose_device(device)
-    model, description = load_model(RunFolder(directory).model_file, chosen)
+    run = RunFolder(directory)
+    settings = settings_of(run)
+    model, description = load_model(run.model_file, chosen, settings.backend)
     if class_name is not None and class_name not in description.classes:
         raise SkinfastError(
             f"there is no class {class_name!r}; choose one of {', '.join(description.classes)}"
@@ -83,7 +86,8 @@ def explain(
     explained = []
     for image, picture, (batch, _) in zip(images, pixels, batches, strict=True):
         asked = None if class_name is None else description.classes.index(class_name)
-        heat, label, logits, used = grad_cam(model, batch, asked, layer)
+        with autocast(chosen, settings.precision):
+            heat, label, logits, used = grad_cam(model, batch, asked, layer)
         probabilities = torch.softmax(logits / temperature, 0).tolist()
         explained.append(
             Explanation(

@@ -48,13 +48,14 @@ def gradient_flow(
         on_epoch: called with the network and each of its measurements.
 
     Returns:
-        ``networks``: for each its ``name``, ``num_layers`` (with weights, on the main path) and
+        ``networks``: for each its ``name``, ``num_layers`` (with weights, on the main path),
         ``measurements``, the first before training (epoch 0): what ``measure`` returns, and
-        ``epoch``. ``config``, ``probe_images`` and ``train_images`` beside it.
+        ``epoch``; and ``diverged_in_epoch``, after which its loss was not finite and it was
+        followed no further, or None. ``config``, ``probe_images`` and ``train_images`` beside it.
 
     Raises:
         SkinfastError: the data cannot be used, or a number is out of range.
-        DivergedError: a loss stopped being finite.
+        DivergedError: no network's loss is finite after the first epoch.
     """
     if unknown := [name for name in networks if name not in NETWORKS]:
         raise SkinfastError(
@@ -83,6 +84,11 @@ def gradient_flow(
         ).test_batches()
         (batch,) = list(images)
         results.append(_follow(name, own, batch, on_epoch))
+    if all(network["diverged_in_epoch"] == 1 for network in results):
+        raise DivergedError(
+            f"the loss of {' and '.join(networks)} is not finite after epoch 1; lower --lr (it is "
+            f"{config.lr})"
+        )
     return {
         "networks": results,
         "config": dataclasses.asdict(config),
@@ -122,6 +128,7 @@ def _follow(
     loss_function = CrossEntropyLoss(backend=config.backend)
     batches = problem.train_batches()
     measurements: list[dict[str, Any]] = []
+    diverged_in_epoch = None
     for epoch in range(config.epochs + 1):
         if epoch > 0:
             model.train()
@@ -135,11 +142,9 @@ def _follow(
         twin_optimizer = Adam(twin.parameters(), **options)
         twin_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
         measured = {"epoch": epoch, **measure(twin, twin_optimizer, *probe)}
-        if not math.isfinite(measured["loss"]):
-            raise DivergedError(
-                f"the loss of {name} is not finite after epoch {epoch}; lower --lr (it is "
-                f"{config.lr})"
-            )
+        if epoch > 0 and not math.isfinite(measured["loss"]):
+            diverged_in_epoch = epoch
+            break
         measurements.append(measured)
         if on_epoch:
             on_epoch(name, measured)
@@ -147,6 +152,7 @@ def _follow(
         "name": name,
         "num_layers": sum(not layer["shortcut"] for layer in measurements[0]["layers"]),
         "measurements": measurements,
+        "diverged_in_epoch": diverged_in_epoch,
     }
 
 
@@ -167,7 +173,9 @@ def measure(
         ``loss``, ``accuracy`` and
 
         - ``stream``: at each ``depth``, with the ``name`` of the module whose output x it is,
-          ``gradient``: the mean over images of the norm of dE/dx, E being the image's own loss;
+          ``gradient``: the mean over images of the norm of dE/dx, E being the sum of the batch's
+          losses. Without batch normalisation that is the gradient of the image's own loss; with
+          it, what the image does to the losses of the others is in it too;
         - ``layers``: of each weight tensor ``name``, ``depth``, ``shortcut``, ``gradient`` (norm of
           the mean loss's gradient), ``norm``, and ``update_ratio``, norm of the step over norm;
         - ``relus``: of each module that ends in a ReLU ``name``, ``depth`` and the shares of its
@@ -194,7 +202,7 @@ def measure(
             {
                 "name": name,
                 "depth": depth,
-                # The mean loss has each image's gradient divided by their number.
+                # Of the sum of the losses: that of the mean is divided by the number of images.
                 "gradient": float((g.flatten(1).double().norm(dim=1) * len(images)).mean()),
             }
             for (name, depth, _), g in zip(points, gradients, strict=True)

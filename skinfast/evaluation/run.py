@@ -10,19 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from skinfast.data.batches import DeviceBatches
 from skinfast.data.classes import CLASSES
+from skinfast.data.dataset import HAM10000, LesionDataset
 from skinfast.data.decoding import BadImageError, decode_image
+from skinfast.data.layouts import find_records
 from skinfast.data.splits import Split
+from skinfast.data.synthetic import SyntheticLesions
 from skinfast.environment import environment
 from skinfast.errors import SkinfastError
 from skinfast.evaluation.calibration import calibration_figures, with_temperature
 from skinfast.evaluation.metrics import classification_metrics
 from skinfast.evaluation.temperature import read_calibration, read_temperature
 from skinfast.evaluation.test_time_augmentation import MeanOverViews
-from skinfast.files import atomic_path, atomic_write_text
+from skinfast.files import BROKEN_NPZ, atomic_path, atomic_write_text
 from skinfast.training.config import TrainConfig
 from skinfast.training.model_file import ModelDescription, load_model
 from skinfast.training.problem import Problem, choose_device, prepare
@@ -45,8 +49,8 @@ def evaluate_run(
 ) -> tuple[dict[str, Any], Problem, torch.Tensor]:
     """Apply a run's model to its test images, or to other data.
 
-    Other data that holds the run's test images, by name, is a copy: those are used. Any other is
-    used whole; make sure that it has no images that trained the model.
+    Of other data the run's test images are used, by name, as many as are there. Where there is none
+    of them, all images are, but for those of the run's own data, which trained the model.
 
     Args:
         directory: the run folder.
@@ -62,20 +66,26 @@ def evaluate_run(
         ``calibration_figures``) and, where the run has a temperature that was fitted to such
         answers (see ``read_temperature``), ``temperature`` and ``calibrated``: the same figures
         with it, without the images that it was fitted on. The probabilities are the model's own.
+        With other data, ``test_images`` says in words which they are.
 
     Raises:
-        SkinfastError: the run folder or the data cannot be used.
+        SkinfastError: the run folder or the data cannot be used, or all the images trained the
+            model.
     """
     run = RunFolder(directory)
-    config = TrainConfig.load(run.config_file)
-    config = dataclasses.replace(config, data=data or config.data, device=device or config.device)
+    settings = TrainConfig.load(run.config_file)
+    config = dataclasses.replace(
+        settings, data=data or settings.data, device=device or settings.device
+    )
     model, description = load_model(
         run.model_file, choose_device(config.device), backend=config.backend
     )
-    problem = problem or prepare(config)
+    said = {}
     if data is not None:
-        problem = dataclasses.replace(problem, split=_test_images(run, problem))
-    problem = dataclasses.replace(problem, mean=description.mean, std=description.std)
+        problem, said["test_images"] = _other_data(run, settings, config, description)
+    else:
+        problem = problem or prepare(config)
+        problem = dataclasses.replace(problem, mean=description.mean, std=description.std)
     if test_time_augmentation is None:
         test_time_augmentation = config.test_time_augmentation
     if test_time_augmentation:
@@ -88,7 +98,7 @@ def evaluate_run(
     if fitted is not None and fitted["test_time_augmentation"] != test_time_augmentation:
         fitted = None
     metrics |= _calibration(fitted, problem, labels.numpy(), probabilities.numpy())
-    return metrics, problem, probabilities
+    return metrics | said, problem, probabilities
 
 
 def _calibration(
@@ -131,6 +141,10 @@ def write_result(
     metrics, problem, probabilities = evaluate_run(directory, problem=problem)
     dataset, test = problem.dataset, problem.split.test
     epochs = run.read_metrics(up_to_epoch=problem.config.epochs)
+    if not epochs:
+        raise SkinfastError(
+            f"{run.metrics_file} has no finished epoch; train again with another --output"
+        )
     result = {
         **metrics,
         "epochs": epochs[-1]["epoch"],
@@ -173,7 +187,7 @@ def predict(
     *,
     test_time_augmentation: bool | None = None,
 ) -> list[dict[str, Any]]:
-    """Classify image files with a trained run.
+    """Classify image files with a trained run, in the precision and by the backend of its settings.
 
     Args:
         directory: the run folder.
@@ -192,15 +206,15 @@ def predict(
     """
     chosen = choose_device(device)
     run = RunFolder(directory)
-    model, description = load_model(run.model_file, chosen)
+    settings = settings_of(run)
+    model, description = load_model(run.model_file, chosen, settings.backend)
     _, batches = load_pictures(images, description, chosen, at_once=_IMAGES_AT_ONCE)
     if test_time_augmentation is None:
-        # A folder with the model alone predicts too.
-        settings = TrainConfig.load(run.config_file) if run.config_file.exists() else TrainConfig()
         test_time_augmentation = settings.test_time_augmentation
     if test_time_augmentation:
         model = MeanOverViews(model)
-    probabilities = torch.softmax(logits_of(model, batches, chosen, "float32"), 1).cpu().numpy()
+    logits = logits_of(model, batches, chosen, settings.precision)
+    probabilities = torch.softmax(logits, 1).cpu().numpy()
     temperature = read_temperature(directory, test_time_augmentation)
     if temperature is not None:
         probabilities = with_temperature(probabilities, temperature)
@@ -218,6 +232,11 @@ def predict(
             }
         )
     return predictions
+
+
+def settings_of(run: RunFolder) -> TrainConfig:
+    """The settings of a run; the defaults for a folder with the model alone, which predicts too."""
+    return TrainConfig.load(run.config_file) if run.config_file.exists() else TrainConfig()
 
 
 def load_pictures(
@@ -253,16 +272,79 @@ def _decode(path: Path, image_size: int) -> np.ndarray:
         raise SkinfastError(f"{path}: {error}; give a JPEG or PNG photograph") from error
 
 
-def _test_images(run: RunFolder, problem: Problem) -> Split:
-    """The run's test images in other data; all images where they are not there."""
-    names = problem.dataset.image_ids
-    with np.load(run.directory / "predictions.npz", allow_pickle=False) as archive:
-        wanted = set(archive["image_ids"].tolist())
-    if wanted <= set(names):
-        test = np.array([i for i, name in enumerate(names) if name in wanted])
+def _other_data(
+    run: RunFolder, settings: TrainConfig, config: TrainConfig, description: ModelDescription
+) -> tuple[Problem, str]:
+    """Data that need not be such that the run's settings could split them; the images in words."""
+    dataset: LesionDataset
+    if config.data == "synthetic":
+        dataset = SyntheticLesions(image_size=config.image_size)
     else:
-        test = np.arange(len(names))
-    return Split(np.setdiff1d(np.arange(len(names)), test), test)
+        dataset = HAM10000(config.data, config.image_size, skip_bad_images=config.skip_bad_images)
+    chosen, said = _unseen(run, settings, dataset)
+    split = Split(np.flatnonzero(~chosen), np.flatnonzero(chosen))
+    device = choose_device(config.device)
+    problem = Problem(
+        config, device, dataset, split, split.train, description.mean, description.std
+    )
+    return problem, said
+
+
+def _unseen(
+    run: RunFolder, settings: TrainConfig, dataset: LesionDataset
+) -> tuple[npt.NDArray[np.bool_], str]:
+    """Which images of other data did not train the model, bool ``[N]``, and the same in words."""
+    names, source, tested = dataset.image_ids, dataset.source, _tested(run)
+    chosen = np.array([name in tested for name in names])
+    if chosen.any():
+        count = int(chosen.sum())
+        if count == len(tested):
+            return chosen, f"the run's {count:,} test images, found in {source}"
+        return chosen, (
+            f"{count:,} of the run's {len(tested):,} test images; the others are not in {source}"
+        )
+    every = f"all {len(names):,} images of {source}"
+    try:
+        own = _names_of_own_data(settings)
+    except (SkinfastError, OSError):
+        return ~chosen, (
+            f"{every}; whether some of them trained the model is not known, for the data of the "
+            f"run, {settings.data}, cannot be read"
+        )
+    chosen = np.array([name not in own for name in names])
+    if chosen.all():
+        return chosen, f"{every}, none of them of the run's own data"
+    if not chosen.any():
+        raise SkinfastError(f"{source} has only images that trained the model; give others")
+    return chosen, (
+        f"{int(chosen.sum()):,} of the {len(names):,} images of {source}; the others trained the "
+        "model"
+    )
+
+
+def _names_of_own_data(settings: TrainConfig) -> set[str]:
+    """The names of all images that a run was given: those that it did not test, it learnt from.
+
+    Raises:
+        SkinfastError: the data are not where they were.
+    """
+    if settings.data == "synthetic":
+        return set()
+    records = find_records(settings.data, settings.image_size)
+    return {record.image_id for record in records}
+
+
+def _tested(run: RunFolder) -> set[str]:
+    """The names of the run's test images."""
+    path = run.directory / "predictions.npz"
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return set(archive["image_ids"].tolist())
+    except (*BROKEN_NPZ, KeyError) as error:
+        raise SkinfastError(
+            f"{path} is missing, cut off or has no image ids ({error}); finish the run with "
+            "`skinfast train --resume` or train again"
+        ) from error
 
 
 def _kept_epoch(epochs: Sequence[dict[str, Any]]) -> int:

@@ -12,6 +12,12 @@ from skinfast.report.plots import INK, TEST, TRAIN, svg_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+#: What the interval of a calibration error is worth: docs/analysis.md has the simulation.
+INTERVAL_COVERAGE = (
+    "in a simulation the interval, nominally 95%, held the true error of calibrated models in 56% "
+    "of cases, an error of 0.05 in 89% and one of 0.15 in 92%"
+)
+
 _FIGURES = (
     "num_images",
     "loss",
@@ -86,7 +92,7 @@ def _require(figures: Any, path: Path, mend: str) -> None:
 
 
 def calibration_drawings(calibration: Calibration | None) -> dict[str, Any]:
-    """The template's ``reliability_svg`` and ``abstention_svg``."""
+    """The template's ``reliability_svg`` and ``abstention_svg``, and what it says of intervals."""
     if calibration is None:
         return {}
     from markupsafe import Markup
@@ -99,6 +105,7 @@ def calibration_drawings(calibration: Calibration | None) -> dict[str, Any]:
             "with temperature": calibration.fitted["after"],
         }
     return {
+        "interval_coverage": INTERVAL_COVERAGE,
         "reliability_svg": Markup(reliability_diagram(series)),
         "abstention_svg": Markup(abstention_curve(calibration.shown["risk_coverage"])),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Callable
@@ -40,6 +41,9 @@ _Points = list[tuple[float, float]]
 def write_gradient_flow(result: dict[str, Any], directory: str | os.PathLike[str]) -> Path:
     """Leave ``gradient_flow.json``, ``gradient_flow.svg`` and ``gradient_flow.html`` in a folder.
 
+    A number that is not finite is null in the JSON, which has no other word for it, and is left out
+    of the drawings.
+
     Args:
         result: of ``skinfast.evaluation.gradient_flow.gradient_flow``.
 
@@ -52,9 +56,7 @@ def write_gradient_flow(result: dict[str, Any], directory: str | os.PathLike[str
     folder = Path(directory)
     drawing, html = standalone(flow_drawing(result)), render(result)
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(
-        folder / "gradient_flow.json", json.dumps(result, indent=2, allow_nan=False) + "\n"
-    )
+    atomic_write_text(folder / "gradient_flow.json", json.dumps(_finite(result), indent=2) + "\n")
     atomic_write_text(folder / "gradient_flow.svg", drawing)
     path = folder / "gradient_flow.html"
     atomic_write_text(path, html.encode("utf-8", "replace").decode("utf-8"))
@@ -90,18 +92,22 @@ def render(result: dict[str, Any]) -> str:
     """The measurements as an HTML page."""
     from markupsafe import Markup
 
-    last = result["networks"][0]["measurements"][-1]["epoch"]
     return page(
         "gradient_flow.html.j2",
         networks=[
-            {"name": _NAMES[network["name"]], "layers": network["num_layers"], "lines": lines}
+            {
+                "name": _NAMES[network["name"]],
+                "layers": network["num_layers"],
+                "diverged_in_epoch": network["diverged_in_epoch"],
+                "lines": lines,
+            }
             for network in result["networks"]
             for lines in [summary(network)]
         ],
         config=result["config"],
         probe_images=result["probe_images"],
         train_images=result["train_images"],
-        last=last,
+        last=_last_epoch(result),
         before_svg=Markup(_panel_svg(result, 0, "before")),
         after_svg=Markup(_panel_svg(result, -1, "after")),
         dead_svg=Markup(
@@ -123,7 +129,7 @@ def flow_drawing(result: dict[str, Any]) -> str:
     def draw(figure: Figure) -> str:
         left, right = figure.subplots(1, 2, sharey=True)
         said = [_panel(left, result, 0, "before training: "), _panel(right, result, -1, "")]
-        epoch = result["networks"][0]["measurements"][-1]["epoch"]
+        epoch = _last_epoch(result)
         left.set_title("before training", loc="left", fontsize=11)
         right.set_title(f"after {epoch} {'epoch' if epoch == 1 else 'epochs'}", loc="left",
                         fontsize=11)  # fmt: skip
@@ -156,25 +162,28 @@ def _panel_svg(result: dict[str, Any], which: int, name: str) -> str:
 def _limits(result: dict[str, Any]) -> tuple[float, float]:
     """One scale for all panels, so that they can be compared."""
     values = [
-        point["gradient"]
+        gradient
         for network in result["networks"]
         for measured in (network["measurements"][0], network["measurements"][-1])
-        for point in measured["stream"]
-        if point["gradient"] > 0
+        for _, gradient in _gradients(measured)
     ]
     return min(values, default=0.1) / 2, max(values, default=10.0) * 2
 
 
 def _panel(axes: Axes, result: dict[str, Any], which: int, when: str) -> str:
     """Draw the gradient by depth of one measurement of every network; say it in words."""
-
-    def gradients(measured: dict[str, Any]) -> _Points:
-        return [(p["depth"], p["gradient"]) for p in measured["stream"] if p["gradient"] > 0]
-
-    said = _lines(axes, result, which, gradients)
+    said = _lines(axes, result, which, _gradients)
     axes.set_yscale("log")
     axes.set(xlabel="layer, 1 being next to the image", ylabel="gradient norm at that layer")
     return f"{when}Norm of the gradient by layer: {said}."
+
+
+def _gradients(measured: dict[str, Any]) -> _Points:
+    return [
+        (point["depth"], point["gradient"])
+        for point in measured["stream"]
+        if 0 < point["gradient"] < math.inf
+    ]
 
 
 def _dead(measured: dict[str, Any]) -> _Points:
@@ -185,7 +194,7 @@ def _updates(measured: dict[str, Any]) -> _Points:
     return [
         (layer["depth"], layer["update_ratio"])
         for layer in measured["layers"]
-        if not layer["shortcut"] and layer["update_ratio"] > 0
+        if not layer["shortcut"] and 0 < layer["update_ratio"] < math.inf
     ]
 
 
@@ -221,7 +230,10 @@ def _lines(
     said = []
     for network in result["networks"]:
         name = _NAMES[network["name"]]
-        found = points(network["measurements"][which])
+        measured = network["measurements"][which]
+        if which == -1 and measured["epoch"] < _last_epoch(result):
+            name += f" (epoch {measured['epoch']})"
+        found = points(measured)
         depth, values = zip(*found, strict=True) if found else ((), ())
         style = _STYLES[network["name"]]
         axes.plot(depth, values, label=name, **{**style, "markersize": 4})
@@ -230,7 +242,21 @@ def _lines(
     return "; ".join(said)
 
 
+def _last_epoch(result: dict[str, Any]) -> int:
+    """The last that was measured of any network; one that diverged has fewer."""
+    return max(network["measurements"][-1]["epoch"] for network in result["networks"])
+
+
+def _finite(value: Any) -> Any:
+    """JSON's value with None for every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _times(ratio: float | None) -> str:
-    if ratio is None:
+    if ratio is None or not math.isfinite(ratio):
         return "n/a"
     return (f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}") + "\N{MULTIPLICATION SIGN}"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from skinfast.errors import SkinfastError
+from skinfast.files import BROKEN_NPZ
 from skinfast.report.calibration import Calibration, read_calibration
 
 _ARRAYS = ("image_ids", "labels", "probabilities", "sample_index", "sample_images")
-
-# What np.load raises depends on the byte at which the file was cut, or what it is instead.
-_BROKEN_NPZ = (
-    OSError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 _NUMBER = (int, float)
 _NUMBER_OR_NONE = (int, float, type(None))
@@ -205,7 +193,7 @@ def _read_samples(path: Path, class_names: list[str]) -> list[Sample]:
             arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise _broken(str(path), "missing, the run has not finished") from None
-    except _BROKEN_NPZ as error:
+    except BROKEN_NPZ as error:
         raise _broken(str(path), f"cut off or not an .npz file ({error})") from error
 
     for name in _ARRAYS:

@@ -33,11 +33,14 @@ def learning_rate_schedule(
     total = config.epochs * steps_per_epoch
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if config.lr_schedule == "one-cycle":
+        # The highest rate is at step length - 1. torch divides by what is before and behind it, so
+        # the first step and the last are half a step from it at least.
+        length = min(max(warmup, 1.5), total - 0.5)
         return lr_scheduler.OneCycleLR(
             optimizer,
             max_lr=config.lr,
             total_steps=total,
-            pct_start=warmup / total if warmup else _ONE_CYCLE_RISE,
+            pct_start=length / total if warmup else _ONE_CYCLE_RISE,
             cycle_momentum=False,
         )
     after: lr_scheduler.LRScheduler | None = None

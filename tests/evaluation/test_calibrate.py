@@ -127,11 +127,13 @@ def test_command_prints_both_rows_and_renews_the_report(run, capsys):
     assert cli.main(["calibrate", str(run)]) == 0
     out = capsys.readouterr().out
     assert "as trained" in out and "with temperature" in out and "flatter" not in out
+    assert "nominally 95%, held the true error of calibrated models in 56% of cases" in out
     assert (run / "report.html").read_text() != before
     assert cli.main(["calibrate", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["num_fitted"] > 0
     assert cli.main(["evaluate", str(run)]) == 0
-    assert "calibrated with temperature" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "calibrated with temperature" in out and "nominally 95%, held the true error" in out
 
 
 def test_data_without_lesions_is_halved_by_image_and_says_so(run, monkeypatch):
@@ -147,6 +149,24 @@ def test_data_without_lesions_is_halved_by_image_and_says_so(run, monkeypatch):
     calibration = calibrate_run(run)
     assert calibration["grouped_by_lesion"] is False
     assert calibration["lesions_shared_with_training"] is None
+
+
+def test_a_copy_s_test_images_are_named(run, monkeypatch, capsys):
+    with np.load(run / "predictions.npz") as archive:
+        first, count = archive["image_ids"][0], len(archive["image_ids"])
+
+    def without_one(image_size):
+        dataset = SyntheticLesions(300, image_size)
+        dataset.image_ids[dataset.image_ids.index(first)] = "another"
+        return dataset
+
+    monkeypatch.setattr("skinfast.evaluation.run.SyntheticLesions", without_one)
+    calibration = calibrate_run(run, data="synthetic")
+    assert calibration["num_fitted"] + calibration["num_measured"] == count - 1
+    said = f"{count - 1} of the run's {count} test images; the others are not in "
+    assert calibration["test_images"].startswith(said)
+    assert cli.main(["calibrate", str(run), "--data", "synthetic"]) == 0
+    assert f"test images: {calibration['test_images']}\n" in capsys.readouterr().out
 
 
 def test_lesions_that_trained_the_model_are_counted(run, capsys):

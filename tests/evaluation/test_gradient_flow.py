@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_gradients_shrink_and_grow_as_equations_12_and_15_say(shortcut, factor):
         assert here["gradient"] / there["gradient"] == pytest.approx(factor, rel=1e-5)
 
 
-def test_gradient_is_that_of_each_image_s_own_loss():
+def test_gradient_is_that_of_each_image_s_own_loss_without_batch_norm():
     torch.manual_seed(0)
     model = Chain(0.5, True)
     generator = torch.Generator().manual_seed(0)
@@ -74,6 +75,20 @@ def test_gradient_is_that_of_each_image_s_own_loss():
     measured = watched(model)["stream"][-2]
     assert measured["depth"] == 6
     assert measured["gradient"] == pytest.approx(float(torch.stack(norms).mean()), rel=1e-5)
+
+
+def test_gradient_is_that_of_the_batch_s_summed_loss_with_batch_norm():
+    torch.manual_seed(0)
+    first, rest = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    model = nn.Sequential(first, rest, nn.Linear(4, 3))
+    x, labels = torch.randn(16, 4), torch.arange(16) % 3
+    hidden = first(x).detach().requires_grad_()
+    nn.functional.cross_entropy(model[1:](hidden), labels, reduction="sum").backward()
+    measured = measure(model, torch.optim.SGD(model.parameters(), lr=0.1), x, labels)
+    assert [point["name"] for point in measured["stream"]] == ["0", "1.1", "2"]
+    assert measured["stream"][0]["gradient"] == pytest.approx(
+        float(hidden.grad.norm(dim=1).mean()), rel=1e-5
+    )
 
 
 def test_update_ratio_is_the_step_over_the_weights():
@@ -185,6 +200,47 @@ def test_page_and_files(few_lesions, config, tmp_path):
     assert svg.startswith("<svg") and "xmlns=" in svg
     assert "var(--" not in svg and "currentColor" not in svg
     assert "before training" in svg and "after 2 epochs" in svg
+
+
+def test_numbers_that_are_not_finite_are_null_and_not_drawn(few_lesions, config, tmp_path):
+    result = gradient_flow(dataclasses.replace(config, epochs=1), ("cnn",), probe_images=16)
+    last = result["networks"][0]["measurements"][-1]
+    last["stream"][0]["gradient"] = math.inf
+    last["layers"][0]["update_ratio"] = math.nan
+    path = write_gradient_flow(result, tmp_path / "out")
+    text = (tmp_path / "out" / "gradient_flow.json").read_text()
+    written = json.loads(text, parse_constant=pytest.fail)["networks"][0]["measurements"][-1]
+    assert written["stream"][0]["gradient"] is None
+    assert written["layers"][0]["update_ratio"] is None
+    assert written["stream"][1:] == last["stream"][1:]
+    assert len(Page(path.read_text(encoding="utf-8")).all("svg")) == 4
+
+
+def test_a_network_that_diverges_loses_nothing_that_was_measured(
+    few_lesions, config, tmp_path, monkeypatch, capsys
+):
+    def diverge(model, *arguments):
+        measured = measure(model, *arguments)
+        calls.append(type(model).__name__)
+        return {**measured, "loss": math.nan} if calls == ["ResNet", "ResNet"] else measured
+
+    calls = []
+    monkeypatch.setattr("skinfast.evaluation.gradient_flow.measure", diverge)
+    arguments = ["gradient-flow", "--data", "synthetic", "--image-size", "32", "--epochs", "1",
+                 "--model", "cnn", "resnet50-without-skips", "--train-images", "16",
+                 "--probe-images", "8", "--device", "cpu", "--lr", "0.003", "--json",
+                 "--output", str(tmp_path / "out")]  # fmt: skip
+    assert cli.main(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1] == (
+        "the loss of resnet50-without-skips is not finite after epoch 1; lower --lr (it is 0.003)"
+    )
+    plain, cnn = json.loads(captured.out)["networks"]
+    assert [m["epoch"] for m in plain["measurements"]] == [0] and plain["diverged_in_epoch"] == 1
+    assert [m["epoch"] for m in cnn["measurements"]] == [0, 1] and cnn["diverged_in_epoch"] is None
+    words = Page((tmp_path / "out" / "gradient_flow.html").read_text(encoding="utf-8")).words()
+    assert "without skips, before training" in words and "CNN, after 1 epoch" in words
+    assert "After epoch 1 its loss was not finite" in words
 
 
 def test_command(few_lesions, tmp_path, capsys):

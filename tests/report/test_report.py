@@ -169,6 +169,7 @@ def test_calibration_is_that_of_the_run(make_run: MakeRun) -> None:
     error = figures["expected_calibration_error"]
     assert f"as trained {error:.3f} {low:.3f} to {high:.3f}" in words
     assert "No temperature was fitted" in words
+    assert "the interval, nominally 95%, held the true error of calibrated models in 56%" in words
     assert f"the model's own, calibration error {error:.3f}" in words
     for row in figures["risk_coverage"]:
         shares = " ".join(percent(share) for share in row["answered"].values())

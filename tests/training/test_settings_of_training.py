@@ -88,11 +88,11 @@ def test_more_epochs_are_refused_where_the_schedule_was_laid_out_for_fewer(confi
 # --- learning rate --------------------------------------------------------------------------------
 
 
-def rates(steps=40, **settings):
-    """The learning rate of every step of 4 epochs of 10 steps."""
-    config = TrainConfig(epochs=4, lr=1.0, **settings)
+def rates(steps=40, epochs=4, **settings):
+    """The learning rate of every step of epochs of equally many steps."""
+    config = TrainConfig(epochs=epochs, lr=1.0, **settings)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.lr)
-    schedule = learning_rate_schedule(optimizer, config, steps // 4)
+    schedule = learning_rate_schedule(optimizer, config, steps // epochs)
     seen = []
     for _ in range(steps):
         seen.append(optimizer.param_groups[0]["lr"])
@@ -116,6 +116,18 @@ def test_schedules_follow_their_formulas():
     assert cycle.argmax() in (9, 10) and cycle.max() > 0.98
     assert cycle[0] == pytest.approx(1 / 25) and cycle[-1] < 1e-3
     assert (np.diff(cycle[10:]) < 0).all()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 40])
+def test_one_cycle_has_a_rate_for_every_length_of_its_rise(steps):
+    for rise in range(steps + 1):
+        # Below one epoch, as it must be; the last of them rounds to all steps.
+        warmup = min(rise, steps - 0.1) / steps
+        seen = rates(steps, epochs=1, lr_schedule="one-cycle", warmup_epochs=warmup)
+        assert ((seen > 0) & (seen <= 1)).all()
+        assert seen[-1] == pytest.approx(1 / 250_000)
+        if rise and steps > 1:
+            assert seen[0] == pytest.approx(1 / 25)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
