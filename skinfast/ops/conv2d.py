@@ -37,7 +37,7 @@ def conv2d(
     (stride :math:`\sigma`, padding :math:`\pi`). On the CPU, channels_last convolutions with 1x1
     kernels or on small maps (ResNet-50's late stages at 64x64 and 32x32) are computed as matrix
     products of the patches and the weights as they are stored, forward and backward; taps that
-    only ever meet padding are left out. In float32 a CPU with bfloat16 tiles (Intel AMX) multiplies
+    only meet padding are left out. In float32 a CPU with bfloat16 tiles (Intel AMX) multiplies
     the three bfloat16 that a number is the sum of, with float32's accuracy; an infinity becomes NaN
     there. All others, and all on CUDA, are PyTorch's convolution.
 

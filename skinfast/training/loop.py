@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -34,6 +35,18 @@ from skinfast.training.schedule import learning_rate_schedule
 from skinfast.training.step import Totals, TrainStep
 
 
+@contextlib.contextmanager
+def deterministic_convolutions() -> Iterator[None]:
+    """Have cuDNN choose among algorithms that give the same bits in every run."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
+@deterministic_convolutions()
 def train(
     config: TrainConfig,
     output: str | os.PathLike[str],

@@ -15,6 +15,7 @@ from skinfast.training import TrainConfig, TrainStep, graph, load_model, prepare
 from skinfast.training.averaging import MovingAverage
 from skinfast.training.capture import _Recording
 from skinfast.training.graph import CudaGraphs
+from skinfast.training.loop import deterministic_convolutions
 from skinfast.training.schedule import learning_rate_schedule
 
 
@@ -206,6 +207,7 @@ def on_gpu(problem, **settings):
 @pytest.mark.skipif("cuda" not in devices(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("model", ["cnn", "logistic-regression", "resnet50"])
+@deterministic_convolutions()
 def test_cuda_graphs_are_the_plain_loop_to_the_bit(problem, model, precision):
     problem = on_gpu(problem, model=model, precision=precision)
     plain = Run(problem, "cuda").epochs(1, 2, 3)

@@ -111,6 +111,17 @@ def test_two_runs_are_equal_and_another_seed_is_not(config, tmp_path):
     assert any(not torch.equal(t, other[n]) for n, t in first.items())
 
 
+def test_cudnn_is_deterministic_while_training(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    during = []
+    train(config, tmp_path / "run", on_epoch=lambda _: during.append(cudnn_is_deterministic()))
+    assert during == [True] * config.epochs and not cudnn_is_deterministic()
+
+
+def cudnn_is_deterministic():
+    return torch.backends.cudnn.deterministic
+
+
 def test_backends_follow_the_same_curve(config, tmp_path):
     losses = [
         train(dataclasses.replace(config, backend=backend), tmp_path / backend).read_metrics(3)
