@@ -209,6 +209,8 @@ def test_figures_of_ncu_are_of_the_costliest_launch_of_each_kernel(gpu, tmp_path
     "name",
     [
         "void skinfast::(anonymous namespace)::x_kernel<float, 4>(float*)",
+        "void skinfast::<unnamed>::x_kernel<skinfast::<unnamed>::Pass, 4>(float*)",
+        "skinfast::<unnamed>::x_kernel(int)",
         "x_kernel",
         "skinfast::x_kernel(int)",
     ],

@@ -187,3 +187,16 @@ def test_errors_are_one_line(error, code, capsys):
 
     assert report.run(main) == code
     assert capsys.readouterr().err == "bench: x\n"
+
+
+def test_the_ceilings_of_float32_are_measured_without_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    allowed = []
+
+    def turns(calls, watch, rounds):
+        allowed.append(torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+        return {name: harness.Timing([1.0]) for name in calls}
+
+    monkeypatch.setattr(machine, "take_turns", turns)
+    machine.measure_ceilings(CPU, FakeClock({}), 1)
+    assert allowed == [False] and torch.backends.cudnn.allow_tf32
