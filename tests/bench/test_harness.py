@@ -200,3 +200,18 @@ def test_the_ceilings_of_float32_are_measured_without_tf32(monkeypatch):
     monkeypatch.setattr(machine, "take_turns", turns)
     machine.measure_ceilings(CPU, FakeClock({}), 1)
     assert allowed == [False] and torch.backends.cudnn.allow_tf32
+
+
+def test_float32_is_that_in_what_is_built_checked_and_timed(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    allowed = {}
+
+    def note(what, result=1.0):
+        allowed[what] = torch.backends.cudnn.allow_tf32
+        return result
+
+    sides = [harness.Contender(n, n == "ours", lambda: note("build", int)) for n in ("ours", "x")]
+    bench = bench_with(lambda call, repeats: note("time"), 1)
+    bench.compare("case", sides, lambda calls: note("check"))
+    assert allowed == {"build": False, "check": False, "time": False}
+    assert torch.backends.cudnn.allow_tf32
