@@ -71,7 +71,8 @@ def test_a_hanging_stage_ends_at_its_limit_with_all_that_it_started(gpu, tmp_pat
     child = "import time; time.sleep(600)"
     hang = f"""
 import signal, subprocess, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
 process = subprocess.Popen([sys.executable, "-c", {child!r}])
 print(process.pid, flush=True)
 time.sleep(600)
@@ -101,24 +102,62 @@ def _zombie(pid):
 
 def test_a_bench_that_is_cut_short_is_no_failure(gpu, tmp_path):
     slow = python("import time; time.sleep(600)")
-    assert run(gpu, tmp_path, gpu.runner.Stage("bench", slow, 0.5, cut_short=True)) == 0
+    read = dict(rows=1).copy
+    stages = [gpu.runner.Stage("bench", slow, 0.5, read, cut_short=True)]
+    stages += [gpu.runner.Stage("after", python("print()"), 20, needs=["bench"])]
+    assert run(gpu, tmp_path, *stages) == 0
+    assert by_name(tmp_path)["after"]["status"] == "passed"
+
+
+def test_a_bench_that_is_cut_short_before_its_first_row_makes_the_run_incomplete(gpu, tmp_path):
+    slow = python("import time; time.sleep(600)")
+    stages = [gpu.runner.Stage("bench", slow, 0.5, cut_short=True)]
+    stages += [gpu.runner.Stage("after", python("print()"), 20, needs=["bench"])]
+    assert run(gpu, tmp_path, *stages) == gpu.runner.INCOMPLETE
+    assert by_name(tmp_path)["after"]["reason"] == "needs bench, which did not pass"
+    lines = (tmp_path / "check_gpu.md").read_text().splitlines()
+    assert lines[2] == "**Incomplete: there was not time enough for bench.**"
+
+
+def test_pytest_leaves_its_results_at_the_limit(gpu, tmp_path):
+    test = tmp_path / "test_some.py"
+    test.write_text("import time\ndef test_a(): pass\ndef test_b(): time.sleep(600)\n")
+    junit = tmp_path / "x.xml"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={junit}"]
+    stage = gpu.runner.Stage("tests", [*command, str(test)], 6, lambda: gpu.figures.of_pytest(junit))
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as behind a shell's "&"
+    try:
+        assert run(gpu, tmp_path, stage) == gpu.runner.FAILED
+    finally:
+        signal.signal(signal.SIGINT, ignored)
+    tests = by_name(tmp_path)["tests"]
+    assert tests["status"] == "out of time" and tests["figures"]["tests"] >= 1
 
 
 def test_the_whole_run_keeps_its_limit(gpu, tmp_path):
     slow = python("import time; time.sleep(600)")
     gpu.runner.GRACE_SECONDS = 0.2
     started = time.monotonic()
-    run(
+    code = run(
         gpu,
         tmp_path,
-        gpu.runner.Stage("long", slow, 600, cut_short=True),
+        gpu.runner.Stage("long", slow, 600, dict(rows=1).copy, cut_short=True),
         gpu.runner.Stage("late", slow, 600),
         seconds=6.0,
     )
     assert time.monotonic() - started < 9
     stages = by_name(tmp_path)
     assert stages["long"]["status"] == "out of time"
-    assert stages["late"] | {"status": "skipped", "reason": "no time was left"} == stages["late"]
+    late = {"status": "no time", "reason": "the stages before took it all"}
+    assert stages["late"] | late == stages["late"]
+    assert code == gpu.runner.INCOMPLETE
+    assert "not time enough for late." in (tmp_path / "check_gpu.md").read_text()
+
+
+def test_a_commit_that_is_not_known_is_said_to_be(gpu, tmp_path):
+    gpu.runner.Runner(tmp_path, {"device": "none", "commit": "unknown"}, 60).run([])
+    lines = (tmp_path / "check_gpu.md").read_text().splitlines()
+    assert lines[2].startswith("**Of an unknown commit: this is no git checkout")
 
 
 def test_a_stage_that_is_not_possible_here_is_skipped_with_its_word(gpu, tmp_path):
