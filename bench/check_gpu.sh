@@ -2,6 +2,7 @@
 # Ten minutes on a machine with a CUDA GPU, used fully: build, tests, sanitizers, benchmarks.
 #
 #   bash bench/check_gpu.sh --output build/check_gpu          # at most 540 s; --seconds N for another limit
+#   bash bench/check_gpu.sh --output build/check_gpu --data DIR   # the epochs on HAM10000, not synthetic
 #   bash bench/check_gpu.sh --output build/check_gpu --rehearse   # the same script on the CPU, tiny
 #
 # Leaves check_gpu.json, check_gpu.md and a log of every stage, written as they come. Needs no network;

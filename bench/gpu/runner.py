@@ -174,7 +174,7 @@ def _is_bad(entry: Mapping[str, Any]) -> bool:
 
 
 def _serves(entry: Mapping[str, Any]) -> bool:
-    """Whether a stage that needs this one can run: on the rows of a bench that was cut short too."""
+    """Whether what needs this stage can run: on the rows of a bench that was cut short too."""
     late = entry["status"] == "out of time" and entry["cut_short"]
     return entry["status"] == "passed" or (late and bool(entry["figures"]))
 

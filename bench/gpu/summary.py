@@ -22,7 +22,7 @@ def page(record: Mapping[str, Any]) -> str:
     if missing := [stage["name"] for stage in record["stages"] if is_missing(stage)]:
         lines += ["", f"**Incomplete: there was not time enough for {', '.join(missing)}.**"]
     if record.get("commit") == "unknown":
-        lines += ["", "**Of an unknown commit: this is no git checkout, and --commit was not given.**"]
+        lines += ["", "**Of an unknown commit: no git checkout, and --commit was not given.**"]
     lines += ["", *table(("", ""), [(name, record[name]) for name in FACTS if name in record])]
     lines += ["", f"{record['seconds']:.0f} s of at most {record['limit']:.0f} s.", ""]
     lines += table(

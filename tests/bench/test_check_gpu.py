@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def gpu(monkeypatch):
     import stages
 
     yield type("Gpu", (), {"figures": figures, "runner": runner, "stages": stages})
-    for name in ("figures", "runner", "stages", "summary", "tools"):
+    for name in ("check", "figures", "runner", "stages", "summary", "tools"):
         sys.modules.pop(name, None)
 
 
@@ -102,7 +103,7 @@ def _zombie(pid):
 
 def test_a_bench_that_is_cut_short_is_no_failure(gpu, tmp_path):
     slow = python("import time; time.sleep(600)")
-    read = dict(rows=1).copy
+    read = {"rows": 1}.copy
     stages = [gpu.runner.Stage("bench", slow, 0.5, read, cut_short=True)]
     stages += [gpu.runner.Stage("after", python("print()"), 20, needs=["bench"])]
     assert run(gpu, tmp_path, *stages) == 0
@@ -124,7 +125,8 @@ def test_pytest_leaves_its_results_at_the_limit(gpu, tmp_path):
     test.write_text("import time\ndef test_a(): pass\ndef test_b(): time.sleep(600)\n")
     junit = tmp_path / "x.xml"
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={junit}"]
-    stage = gpu.runner.Stage("tests", [*command, str(test)], 6, lambda: gpu.figures.of_pytest(junit))
+    read = partial(gpu.figures.of_pytest, junit)
+    stage = gpu.runner.Stage("tests", [*command, str(test)], 6, read)
     ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as behind a shell's "&"
     try:
         assert run(gpu, tmp_path, stage) == gpu.runner.FAILED
@@ -141,7 +143,7 @@ def test_the_whole_run_keeps_its_limit(gpu, tmp_path):
     code = run(
         gpu,
         tmp_path,
-        gpu.runner.Stage("long", slow, 600, dict(rows=1).copy, cut_short=True),
+        gpu.runner.Stage("long", slow, 600, {"rows": 1}.copy, cut_short=True),
         gpu.runner.Stage("late", slow, 600),
         seconds=6.0,
     )
@@ -157,7 +159,7 @@ def test_the_whole_run_keeps_its_limit(gpu, tmp_path):
 def test_a_commit_that_is_not_known_is_said_to_be(gpu, tmp_path):
     gpu.runner.Runner(tmp_path, {"device": "none", "commit": "unknown"}, 60).run([])
     lines = (tmp_path / "check_gpu.md").read_text().splitlines()
-    assert lines[2].startswith("**Of an unknown commit: this is no git checkout")
+    assert lines[2].startswith("**Of an unknown commit: no git checkout")
 
 
 def test_a_stage_that_is_not_possible_here_is_skipped_with_its_word(gpu, tmp_path):
@@ -339,7 +341,14 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path):
 def test_a_stage_that_does_not_exist_is_refused(tmp_path):
     done = check_gpu("--output", tmp_path, "--rehearse", "--only", "tset")
     assert done.returncode == 2
-    assert "no stage 'tset'; there are tests, selfcheck" in done.stderr
+    assert "no stage 'tset'; there are tests, memcheck" in done.stderr
+
+
+def test_data_that_is_not_there_is_refused(tmp_path):
+    done = check_gpu("--output", tmp_path / "x", "--rehearse", "--data", "/nowhere")
+    assert done.returncode == 2
+    assert done.stderr == "check_gpu: there is no /nowhere; --data needs HAM10000\n"
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_rehearsal_runs_the_stages(tmp_path):
@@ -370,8 +379,46 @@ def test_the_build_is_for_the_gpu_that_is_there(gpu, tmp_path, capability, archi
     assert all("build" in stage.needs for stage in others)
 
 
+def test_the_limits_before_the_epochs_fit_the_run_and_the_epochs_have_the_rest(gpu, tmp_path):
+    import check
+
+    data = tmp_path / "ham"
+    chosen = gpu.stages.stages(gpu.stages.Settings(tmp_path, (9, 0), False, data))
+    *before, epoch, compiled = chosen
+    endings = gpu.runner.GRACE_SECONDS * (len(gpu.runner.ENDINGS) - 1)
+    assert sum(stage.limit for stage in before) + endings <= check.SECONDS
+    assert epoch.limit == compiled.limit == float("inf")
+    assert [stage.name for stage in (epoch, compiled)] == ["epoch", "epoch_compiled"]
+    assert "--compile" in compiled.command and "--compile" not in epoch.command
+    for stage in (epoch, compiled):
+        assert stage.command[stage.command.index("--data") + 1] == str(data)
+
+
+def test_a_stage_finds_this_checkout_first_and_what_pythonpath_had(gpu, monkeypatch):
+    import check
+
+    monkeypatch.setenv("PYTHONPATH", "/one:/two")
+    assert check.environment()["PYTHONPATH"] == f"{ROOT}:/one:/two"
+    monkeypatch.delenv("PYTHONPATH")
+    assert check.environment()["PYTHONPATH"] == str(ROOT)
+
+
+def test_the_tests_of_a_gpu_are_chosen(gpu, tmp_path):
+    chosen = gpu.stages.stages(gpu.stages.Settings(tmp_path, (9, 0), False))
+    (tests,) = [stage for stage in chosen if stage.name == "tests"]
+    wanted = tests.command[tests.command.index("-k") + 1]
+    files = ["tests/ops/test_conv2d_tensor_core.py", "tests/cuda/test_cuda_large_tensors.py"]
+    command = [sys.executable, "-m", "pytest", "--collect-only", *files]
+    counts = [
+        subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True)
+        .stdout.splitlines()[-1].split(" in ")[0]
+        for more in ([], ["-k", wanted])
+    ]  # fmt: skip
+    assert counts[0] == counts[1] and "tests collected" in counts[0]
+
+
 @pytest.mark.skipif("cuda" in devices(), reason="they would run")
-@pytest.mark.parametrize("name", ["models", "kernel_times", "ops", "compiled_models"])
+@pytest.mark.parametrize("name", ["kernel_times", "ops", "epoch", "epoch_compiled"])
 def test_the_benches_take_the_options_that_they_are_given_on_a_gpu(gpu, tmp_path, name):
     chosen = gpu.stages.stages(gpu.stages.Settings(tmp_path, (9, 0), False))
     (stage,) = [stage for stage in chosen if stage.name == name]
