@@ -246,7 +246,7 @@ def main() -> None:
     columns = {"model": 21, "images": 9, "batch": 7, "threads": 9, "precision": 11, "timed": 22}
     report = Report("Training with skinfast against PyTorch", columns, bench, options)
     if bench.device.type == "cuda":
-        report.note("skinfast's steps are not captured here; bench_epoch.py compares those that are")
+        report.note("skinfast's steps are not captured here; in bench_epoch.py they are")
     if bench.device.type == "cuda" and not options.eager:
         report.note(**{"compile mode": options.compile_mode})
     models = ModelsBench(options, bench, report)
