@@ -27,7 +27,7 @@ def autotune(monkeypatch):
     monkeypatch.setattr(autotune, "has_persistent_kernels", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "some GPU")
     yield autotune
-    for name in ("autotune", "figures", "tools"):
+    for name in ("autotune", "figures", "small_shapes", "tools"):
         sys.modules.pop(name, None)
 
 
@@ -105,3 +105,28 @@ def test_where_it_is_not_possible_it_says_why_last(autotune, tmp_path, capsys):
     code = autotune.main(["--output", str(tmp_path / "times.json")])
     assert code == tools.NOT_POSSIBLE
     assert capsys.readouterr().err.startswith("autotune: there is no CUDA GPU")
+
+
+def test_a_sanitizer_sees_every_tensor_core_kernel_in_every_operation(autotune, monkeypatch):
+    import small_shapes
+
+    seen = set()
+    real = autotune.call_of
+
+    def call_of(operation, *arguments):
+        call = real(operation, *arguments)
+
+        def made():
+            seen.add((os.environ["SKINFAST_CONV2D"], operation))
+            return call()
+
+        return made
+
+    monkeypatch.setattr(autotune, "call_of", call_of)
+    monkeypatch.setattr(small_shapes, "has_persistent_kernels", lambda: True)
+    assert small_shapes.call_tensor_cores() > len(seen)
+    for operation in autotune.OPERATIONS:
+        kernels = {kernel for kernel, made in seen if made == operation}
+        with_statistics = operation.endswith("Statistics")
+        assert kernels == ({"persistent128x64"} if with_statistics else set(autotune.kernels()))
+    assert "offset" in small_shapes.LAYOUTS

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from skinfast.testing import devices
 
@@ -27,7 +29,7 @@ def gpu(monkeypatch):
     import stages
 
     yield type("Gpu", (), {"figures": figures, "runner": runner, "stages": stages})
-    for name in ("check", "figures", "runner", "stages", "summary", "tools"):
+    for name in ("check", "figures", "kernel_times", "runner", "stages", "summary", "tools"):
         sys.modules.pop(name, None)
 
 
@@ -291,14 +293,15 @@ def test_a_sanitizer_watches_our_kernels_and_only_what_they_do(ask_tool, option)
         help_text=f"  {option} arg", code=99,
     )  # fmt: skip
     program = asked.index(sys.executable)
-    assert dict(zip(asked[:program:2], asked[1:program:2], strict=True)) == {
-        "--tool": "racecheck",
-        "--error-exitcode": "99",
-        "--report-api-errors": "no",
-        "--launch-timeout": "0",
-        "--print-limit": "20",
-        option: "kns=skinfast",
-    }
+    assert list(zip(asked[:program:2], asked[1:program:2], strict=True)) == [
+        ("--tool", "racecheck"),
+        ("--error-exitcode", "99"),
+        ("--report-api-errors", "no"),
+        ("--launch-timeout", "0"),
+        ("--print-limit", "20"),
+        (option, "kns=skinfast"),
+        (option, "kns=N7cutlass"),
+    ]
     assert asked[program + 1 :] == [str(GPU / "small_shapes.py"), "add_relu"]
 
 
@@ -315,6 +318,21 @@ def test_the_profiler_is_asked_for_whole_names(ask_tool, tmp_path):
         assert not re.search(pattern, name), name
     assert asked[asked.index("--print-units") + 1] == "base"
     assert asked[asked.index("--kernels") + 1 :] == ["adam_kernel", "apply_kernel"]
+
+
+def test_a_kernel_meets_a_cache_that_was_evicted_by_reading(gpu, monkeypatch):
+    """What was written would be written back while the kernel that is timed runs."""
+    import kernel_times
+
+    made = []
+    evict = type("Evict", (), {"sum": lambda self: made.append("read")})()
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: evict)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: nullcontext())
+    monkeypatch.setattr(kernel_times, "trace_of", lambda profile: [])
+    kernel = type("Kernel", (), {"build": lambda self, *_: lambda: made.append("call")})()
+    kernel_times.measure(None, kernel, torch.device("cuda"), 2)
+    assert made[3:] == ["read", "call"] * 2
 
 
 # --- the script -----------------------------------------------------------------------------------
