@@ -4,8 +4,8 @@ python bench/gpu/kernel_times.py --output kernel_times.json
 
 Each kernel is launched by a call of its op on the shapes that bench/ops/bench_<op>.py names.
 Between two calls as many bytes are read as evict the second-level cache, so that what is measured
-is held against the memory's bandwidth. Dirty lines, which written ones are, would be written back at
-the kernel's expense. Times come from torch.profiler, which needs no special permission.
+is held against the memory's bandwidth; what had been written would be written back at the kernel's
+expense. Times come from torch.profiler, which needs no special permission.
 """
 
 from __future__ import annotations
