@@ -92,6 +92,10 @@ class Runner:
             for stage in stages:
                 self._run(stage)
         except KeyboardInterrupt:
+            # Wherever it came: before the command began, or while its figures were read, too.
+            for entry in self._stages:
+                if entry["status"] == "running":
+                    entry["status"] = "interrupted"
             print("check_gpu: interrupted; what was done is in the record", flush=True)
             return 130
         finally:
@@ -140,9 +144,6 @@ class Runner:
         try:
             with log.open("wb") as output:
                 code = _call(stage.command, environment, output, entry["limit"])
-        except KeyboardInterrupt:
-            entry["status"] = "interrupted"
-            raise
         except OSError as error:
             entry |= {"status": "failed", "reason": f"the command did not start: {error}"}
             return

@@ -200,6 +200,14 @@ sys.exit(Runner(Path({str(tmp_path)!r}), {{}}, 60).run(stages))
     assert (stages["first"]["status"], stages["second"]["status"]) == ("passed", status)
 
 
+def test_an_interrupt_between_a_command_and_its_figures_is_recorded(gpu, tmp_path):
+    def read():
+        raise KeyboardInterrupt
+
+    assert run(gpu, tmp_path, gpu.runner.Stage("x", python("print()"), 20, read)) == 130
+    assert by_name(tmp_path)["x"]["status"] == "interrupted"
+
+
 # --- figures --------------------------------------------------------------------------------------
 
 
