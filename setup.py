@@ -21,6 +21,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 OLDEST_TORCH = (2, 10)
+USUAL_NVCC = Path("/usr/local/cuda/bin/nvcc")
 # What one nvcc and one g++ need at their peak, generously.
 GIB_PER_CUDA_JOB = 3.0
 GIB_PER_JOB = 1.0
@@ -100,6 +101,12 @@ def jobs() -> tuple[int, int]:
     return at_once, max(1, min(at_once, int(free_gib / GIB_PER_CUDA_JOB)))
 
 
+def find_nvcc() -> str | None:
+    """nvcc in CUDACXX, on PATH or where the toolkit is usually installed."""
+    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc") or str(USUAL_NVCC)
+    return shutil.which(nvcc)
+
+
 def cuda_wish(torch_version: str, torch_cuda: str) -> str:
     """SKINFAST_CUDA; a build that is asked for CUDA and cannot have it stops here."""
     wish = os.environ.get("SKINFAST_CUDA", "AUTO").upper()
@@ -109,8 +116,7 @@ def cuda_wish(torch_version: str, torch_cuda: str) -> str:
         raise SystemExit(
             f"skinfast: SKINFAST_CUDA=ON needs a CUDA build of torch; {torch_version} has none"
         )
-    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    if wish == "ON" and not Path(nvcc).is_file():
+    if wish == "ON" and find_nvcc() is None:
         raise SystemExit("skinfast: SKINFAST_CUDA=ON needs nvcc; add its folder to PATH")
     return wish
 
@@ -153,6 +159,8 @@ class CMakeBuild(build_ext):
             "CMAKE_MAKE_PROGRAM": find_tool("ninja"),
             "pybind11_DIR": self.pybind11_cmake_dir(),
         }
+        if find_nvcc() == str(USUAL_NVCC):  # CMake looks for it on PATH alone
+            options["CMAKE_CUDA_COMPILER"] = USUAL_NVCC
         if arch_list := os.environ.get("TORCH_CUDA_ARCH_LIST"):
             options["CMAKE_CUDA_ARCHITECTURES"] = cuda_architectures(arch_list)
         cmake = find_tool("cmake")

@@ -3,6 +3,9 @@
 python bench/bench_models.py --device cpu                    # about half an hour on two cores
 python bench/bench_models.py --model cnn --quick
 python bench/bench_models.py --data data/ham10000 --scaling --output models.json
+
+On a GPU a step of skinfast is not captured when it is made by itself, as it is within an epoch:
+bench_epoch.py compares there, all sides in CUDA graphs.
 """
 
 from __future__ import annotations
@@ -242,6 +245,8 @@ def main() -> None:
     bench = bench_of(options)
     columns = {"model": 21, "images": 9, "batch": 7, "threads": 9, "precision": 11, "timed": 22}
     report = Report("Training with skinfast against PyTorch", columns, bench, options)
+    if bench.device.type == "cuda":
+        report.note("skinfast's steps are not captured here; in bench_epoch.py they are")
     if bench.device.type == "cuda" and not options.eager:
         report.note(**{"compile mode": options.compile_mode})
     models = ModelsBench(options, bench, report)

@@ -2,7 +2,8 @@
 
 Every speed that this project states was measured here, by these rules:
 
-* results are compared before anything is timed, and a difference ends the run;
+* results are compared before anything is timed, and a difference ends the run; float32 is that in
+  what is compared and in what is timed, for a CUDA graph holds what it was captured with;
 * contenders take turns, A B A B ..., so that a noisy minute falls on all of them; a time is the
   median over the rounds, and the least and the greatest stand beside it;
 * PyTorch is represented by the fastest of its modes, chosen by the same measurement;
@@ -225,6 +226,7 @@ class Bench:
     stopwatch: Stopwatch
     memory: Callable[[Callable[[], Call], torch.device], int | None] = peak_memory
 
+    @full_float32()
     def compare(
         self,
         name: str,
@@ -243,8 +245,7 @@ class Bench:
         """
         calls = {contender.name: contender.build() for contender in contenders}
         try:
-            with full_float32():
-                check(calls)
+            check(calls)
         except AssertionError as error:
             raise ResultsDifferError(
                 f"{name}: results differ, so nothing was timed: {error}"

@@ -8,6 +8,8 @@ from functools import partial
 import torch
 from harness import Call, Stopwatch, take_turns
 
+from skinfast.testing import full_float32
+
 
 @dataclass(frozen=True)
 class Work:
@@ -25,7 +27,7 @@ class Ceilings:
         bandwidth: bytes a second, read and written: the better of copying a large tensor and of
             scaling one in place (some CPUs read what a copy is going to overwrite).
         flops: operations a second by dtype: the better of a matrix product and a 3x3 convolution
-            (on some CPUs one library is far slower than the other).
+            (on some CPUs one library is far slower than the other). Float32 is that, not TF32.
     """
 
     bandwidth: float
@@ -58,7 +60,7 @@ def measure_ceilings(device: torch.device, watch: Stopwatch, rounds: int) -> Cei
         calls[f"{name} convolution"] = partial(torch.conv2d, maps, kernel, padding=1)
         operations[f"{name} matrix product"] = 2 * side**3
         operations[f"{name} convolution"] = 2 * maps.numel() * kernel[0].numel()
-    with torch.no_grad():
+    with torch.no_grad(), full_float32():
         best = {
             name: min(timing.samples) for name, timing in take_turns(calls, watch, rounds).items()
         }

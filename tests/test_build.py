@@ -1,5 +1,6 @@
 """The build's own questions: instruction sets, weak symbols, and requests it must refuse."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from setuptools import Distribution
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,6 +44,35 @@ def test_unusable_build_settings_are_refused_in_one_line(environment, message):
     assert result.returncode != 0
     (line,) = result.stderr.splitlines()
     assert message in line
+
+
+@pytest.fixture
+def setup(monkeypatch):
+    """The module of setup.py, without its call of setup."""
+    monkeypatch.setattr("setuptools.setup", lambda **arguments: None)
+    spec = importlib.util.spec_from_file_location("skinfast_setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("usual", [True, False])
+def test_cmake_is_told_of_an_nvcc_that_is_not_on_path(setup, monkeypatch, tmp_path, usual):
+    nvcc = tmp_path / "nvcc"
+    if usual:
+        nvcc.touch(0o755)
+    commands = []
+    monkeypatch.setattr(setup, "USUAL_NVCC", nvcc)
+    monkeypatch.setattr(setup, "find_tool", lambda name: name)
+    monkeypatch.setattr(setup.CMakeBuild, "call", staticmethod(commands.append))
+    monkeypatch.setattr(
+        setup.CMakeBuild, "get_ext_fullpath", lambda self, name: str(tmp_path / "x")
+    )
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CUDACXX", raising=False)
+    setup.CMakeBuild(Distribution()).run()
+    assert (f"-DCMAKE_CUDA_COMPILER={nvcc}" in commands[0]) == usual
+    assert (setup.find_nvcc() is not None) == usual
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512_bf16", "amx_bf16"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -69,12 +70,19 @@ def facts_of(seen: dict[str, Any], commit: str | None, rehearse: bool) -> dict[s
     }
 
 
+def environment() -> dict[str, str]:
+    """Of every stage: this checkout's skinfast, then what PYTHONPATH had before."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench/check_gpu.sh", description=__doc__)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for the whole run")
     parser.add_argument("--only", action="append", metavar="STAGE", help="leave out the others")
     parser.add_argument("--commit", help="where the copy that is checked is no git checkout")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="HAM10000, for the epochs")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, with tiny settings")
     options = parser.parse_args()
     try:
@@ -88,7 +96,11 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    settings = Settings(options.output.resolve(), seen.get("capability"), options.rehearse)
+    if options.data and not options.data.exists():
+        print(f"check_gpu: there is no {options.data}; --data needs HAM10000", file=sys.stderr)
+        return 2
+    data = options.data.resolve() if options.data else None
+    settings = Settings(options.output.resolve(), seen.get("capability"), options.rehearse, data)
     chosen = stages(settings)
     names = [stage.name for stage in chosen]
     if unknown := sorted(set(options.only or ()) - set(names)):
@@ -96,8 +108,7 @@ def main() -> int:
         return 2
     chosen = [stage for stage in chosen if not options.only or stage.name in options.only]
     facts = facts_of(seen, options.commit, options.rehearse)
-    environment = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    runner = Runner(settings.folder, facts, options.seconds, environment)
+    runner = Runner(settings.folder, facts, options.seconds, environment())
     code = runner.run(chosen)
     print(f"check_gpu: written {settings.folder / 'check_gpu.md'} and check_gpu.json")
     return code

@@ -137,5 +137,5 @@ def of_ncu(log: Path) -> Figures:
 
 def base_name(kernel: str) -> str:
     """A demangled kernel's own name, without namespaces, template arguments and parameters."""
-    plain = kernel.replace("(anonymous namespace)", "anonymous").removeprefix("void ")
-    return re.split(r"[<(]", plain)[0].split("::")[-1].strip()
+    plain = re.sub(r"\(anonymous namespace\)|<unnamed>", "unnamed", kernel)
+    return re.split(r"[<(]", plain.removeprefix("void "))[0].split("::")[-1].strip()

@@ -3,9 +3,9 @@
 python bench/gpu/kernel_times.py --output kernel_times.json
 
 Each kernel is launched by a call of its op on the shapes that bench/ops/bench_<op>.py names.
-Between two calls as many bytes are written as evict the second-level cache, so that what is
-measured is held against the memory's bandwidth. Times come from torch.profiler, which needs no
-special permission.
+Between two calls as many bytes are read as evict the second-level cache, so that what is measured
+is held against the memory's bandwidth; what had been written would be written back at the kernel's
+expense. Times come from torch.profiler, which needs no special permission.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ def measure(op: OpBench, kernel: Kernel, device: torch.device, calls: int) -> li
         call()
     if device.type != "cuda":
         return []
-    evict = torch.empty(EVICTING_BYTES, dtype=torch.uint8, device=device)
+    evict = torch.ones(EVICTING_BYTES // 4, device=device)
     torch.cuda.synchronize(device)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(calls):
-            evict.zero_()
+            evict.sum()
             call()
         torch.cuda.synchronize(device)
     return [

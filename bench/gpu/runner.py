@@ -17,12 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from summary import page
+from summary import is_missing, page
 from tools import NOT_POSSIBLE
 
 Figures = dict[str, Any]
-#: Between asking a stage to end and ending it.
-GRACE_SECONDS = 3.0
+#: What a stage is told to end by, in turn; pytest writes its results at an interrupt.
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+#: Between two of them.
+GRACE_SECONDS = 4.0
+#: What the exit code says: where no stage failed, yet some had no time or left nothing.
+FAILED, INCOMPLETE = 1, 3
 #: A stage that would have less than this is skipped.
 LEAST_SECONDS = 5.0
 
@@ -80,18 +84,27 @@ class Runner:
         self._write()
 
     def run(self, stages: Sequence[Stage]) -> int:
-        """Run every stage: 0 where none failed, else 1; 130 after an interrupt."""
-        previous = signal.signal(signal.SIGTERM, _interrupt)
+        """Run every stage: 0, FAILED or INCOMPLETE; 130 after an interrupt."""
+        # SIGINT too: where it was ignored, as behind a shell's "&", the stages would ignore it.
+        numbers = signal.SIGINT, signal.SIGTERM
+        previous = [signal.signal(number, _interrupt) for number in numbers]
         try:
             for stage in stages:
                 self._run(stage)
         except KeyboardInterrupt:
+            # Wherever it came: before the command began, or while its figures were read, too.
+            for entry in self._stages:
+                if entry["status"] == "running":
+                    entry["status"] = "interrupted"
             print("check_gpu: interrupted; what was done is in the record", flush=True)
             return 130
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in zip(numbers, previous, strict=True):
+                signal.signal(number, handler)
             self._write()
-        return int(any(_is_bad(entry) for entry in self._stages))
+        if any(_is_bad(entry) for entry in self._stages):
+            return FAILED
+        return INCOMPLETE if any(is_missing(entry) for entry in self._stages) else 0
 
     def _run(self, stage: Stage) -> None:
         entry: dict[str, Any] = {
@@ -102,9 +115,12 @@ class Runner:
             "cut_short": stage.cut_short,
         }
         self._stages.append(entry)
-        left = self._seconds - (time.monotonic() - self._started) - GRACE_SECONDS
-        if reason := self._reason_to_skip(stage, left):
+        ending = GRACE_SECONDS * (len(ENDINGS) - 1)
+        left = self._seconds - (time.monotonic() - self._started) - ending
+        if reason := self._reason_to_skip(stage):
             entry |= {"status": "skipped", "reason": reason}
+        elif left < min(LEAST_SECONDS, stage.limit):
+            entry |= {"status": "no time", "reason": "the stages before took it all"}
         else:
             entry["limit"] = min(stage.limit, left)
             self._write()
@@ -113,15 +129,12 @@ class Runner:
         self._write()
         print(f"check_gpu: {stage.name}: {entry['status']} {entry.get('reason', '')}", flush=True)
 
-    def _reason_to_skip(self, stage: Stage, left: float) -> str:
-        done = {entry["name"]: entry["status"] for entry in self._stages}
-        missing = [name for name in stage.needs if done.get(name, "passed") != "passed"]
+    def _reason_to_skip(self, stage: Stage) -> str:
+        missing = [e["name"] for e in self._stages if e["name"] in stage.needs and not _serves(e)]
         if stage.reason:
             return stage.reason
         if missing:
             return f"needs {missing[0]}, which did not pass"
-        if left < min(LEAST_SECONDS, stage.limit):
-            return "no time was left"
         return ""
 
     def _measure(self, stage: Stage, entry: dict[str, Any]) -> None:
@@ -131,9 +144,6 @@ class Runner:
         try:
             with log.open("wb") as output:
                 code = _call(stage.command, environment, output, entry["limit"])
-        except KeyboardInterrupt:
-            entry["status"] = "interrupted"
-            raise
         except OSError as error:
             entry |= {"status": "failed", "reason": f"the command did not start: {error}"}
             return
@@ -164,6 +174,12 @@ def _is_bad(entry: Mapping[str, Any]) -> bool:
     return late or entry["status"] == "failed"
 
 
+def _serves(entry: Mapping[str, Any]) -> bool:
+    """Whether what needs this stage can run: on the rows of a bench that was cut short too."""
+    late = entry["status"] == "out of time" and entry["cut_short"]
+    return entry["status"] == "passed" or (late and bool(entry["figures"]))
+
+
 def _last_line(log: Path) -> str:
     """The last line of a log that says something."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -192,7 +208,7 @@ def _call(
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End the command's whole session: compilers, workers, what runs under a profiler."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for number in ENDINGS:
         try:
             os.killpg(process.pid, number)
         except ProcessLookupError:

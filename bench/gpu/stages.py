@@ -17,6 +17,8 @@ BENCH = ROOT / "bench"
 SELFCHECK = "import sys; from skinfast.cli import main; sys.exit(main(sys.argv[1:]))"
 # A worker holds a context of half a gigabyte on the GPU.
 TEST_WORKERS = 8
+#: The limit of what has none but the run's.
+REST = float("inf")
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,13 @@ class Settings:
         folder: absolute; for everything that the stages write.
         capability: the GPU's, as (major, minor); None on a CPU.
         rehearse: on the CPU, with tiny settings.
+        data: HAM10000, absolute; None for synthetic images.
     """
 
     folder: Path
     capability: Sequence[int] | None
     rehearse: bool
+    data: Path | None = None
 
     @property
     def device(self) -> str:
@@ -39,21 +43,25 @@ class Settings:
 
 
 def stages(settings: Settings) -> list[Stage]:
-    """All of them, in their order; a rehearsal uses the build that is there."""
+    """All of them, in their order; a rehearsal uses the build that is there.
+
+    The limits of all but the epochs fit the run's own, SECONDS of check.py, together: what a stage
+    takes can't leave another without. The epochs, which nothing waits for, have what is left.
+    """
     build = [] if settings.rehearse else [_build(settings)]
     return [
         *build,
         _tests(settings),
-        _selfcheck(settings),
-        _sanitizer(settings, "memcheck", limit=90),
-        _sanitizer(settings, "racecheck", limit=60),
-        _bench(settings, "models", "bench_models.py", 100, _models(settings)),
-        _own(settings, "epoch", BENCH / "bench_epoch.py", 100),
-        _own(settings, "kernel_times", BENCH / "gpu" / "kernel_times.py", 60),
-        _bench(settings, "ops", "bench_ops.py", 60, _ops(settings)),
-        _own(settings, "autotune", BENCH / "gpu" / "autotune.py", 60),
+        _sanitizer(settings, "memcheck", limit=60),
+        _sanitizer(settings, "racecheck", limit=40),
+        _own(settings, "kernel_times", "gpu/kernel_times.py", 60),
         _ncu(settings),
-        _bench(settings, "compiled_models", "bench_models.py", 240, _compiled(settings)),
+        _selfcheck(settings),
+        _own(settings, "autotune", "gpu/autotune.py", 30),
+        _ops(settings),
+        _own(settings, "epoch", "bench_epoch.py", REST, _epoch(settings)),
+        # By itself: torch.compile may fail, and takes minutes, of which what comes first is done.
+        _own(settings, "epoch_compiled", "bench_epoch.py", REST, _compiled(settings)),
     ]
 
 
@@ -63,7 +71,7 @@ def _build(settings: Settings) -> Stage:
     return Stage(
         "build",
         [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"],
-        limit=240,
+        limit=150,
         environment={"SKINFAST_CUDA": "ON", "TORCH_CUDA_ARCH_LIST": architecture},
     )
 
@@ -75,19 +83,20 @@ def _tests(settings: Settings) -> Stage:
         command += ["tests/ops/test_add_relu.py"]
     else:
         command += ["tests", "--ignore=tests/emulation", "--ignore=tests/bench"]
-        command += ["-k", "cuda or gpu or device"]
+        command += ["-k", "cuda or gpu or device or tensor_core"]
         command += ["--continue-on-collection-errors"]
         if importlib.util.find_spec("xdist"):
-            command += ["-n", str(TEST_WORKERS)]
+            # By group: one worker makes the tests that fill the GPU's memory.
+            command += ["-n", str(TEST_WORKERS), "--dist", "loadgroup"]
         if importlib.util.find_spec("pytest_timeout"):
             command += ["--timeout=60"]
-    return Stage("tests", command, 150, partial(figures.of_pytest, junit), needs=["build"])
+    return Stage("tests", command, 100, partial(figures.of_pytest, junit), needs=["build"])
 
 
 def _selfcheck(settings: Settings) -> Stage:
     file = settings.folder / "selfcheck.json"
     command = [sys.executable, "-c", SELFCHECK, "selfcheck", "--output", str(file)]
-    return Stage("selfcheck", command, 90, partial(figures.of_selfcheck, file), needs=["build"])
+    return Stage("selfcheck", command, 30, partial(figures.of_selfcheck, file), needs=["build"])
 
 
 def _sanitizer(settings: Settings, tool: str, limit: float) -> Stage:
@@ -99,47 +108,35 @@ def _sanitizer(settings: Settings, tool: str, limit: float) -> Stage:
     return Stage(tool, command, limit, read, needs=["build"])
 
 
-def _bench(
-    settings: Settings, name: str, script: str, limit: float, arguments: Sequence[str]
-) -> Stage:
-    file = settings.folder / f"{name}.json"
-    command = [sys.executable, str(BENCH / script), "--device", settings.device, "--no-memory"]
-    command += ["--output", str(file), *arguments]
+def _ops(settings: Settings) -> Stage:
+    """The first shape of every op."""
+    file = settings.folder / "ops.json"
+    command = [sys.executable, str(BENCH / "bench_ops.py"), "--device", settings.device]
+    command += ["--no-memory", "--output", str(file), "--quick"]
+    command += ["add_relu"] if settings.rehearse else ["--rounds", "5"]
     read = partial(figures.of_bench, file)
-    return Stage(name, command, limit, read, cut_short=True, needs=["build"])
+    limit = REST if settings.rehearse else 20  # a CPU takes long to find its ceilings
+    return Stage("ops", command, limit, read, cut_short=True, needs=["build"])
 
 
-def _models(settings: Settings) -> list[str]:
-    """Steps against PyTorch's eager modes, which compile nothing; the quick models first."""
-    if settings.rehearse:
-        return ["--model", "logistic-regression", "--quick"]
-    models = ("cnn", "logistic-regression", "resnet50")
-    chosen = [argument for model in models for argument in ("--model", model)]
-    return ["--eager", "--steps", "--rounds", "5", "--batch-size", "256", *chosen]
+def _epoch(settings: Settings) -> list[str]:
+    data = ["--data", str(settings.data)] if settings.data else []
+    return ["--device", settings.device, *data]
 
 
 def _compiled(settings: Settings) -> list[str]:
-    """Against torch.compile with CUDA graphs; for its longest search there is no time."""
-    if settings.rehearse:
-        return ["--model", "logistic-regression", "--quick"]
-    return [
-        *("--steps", "--rounds", "5", "--batch-size", "256", "--precision", "bfloat16"),
-        *("--compile-mode", "reduce-overhead", "--model", "resnet50", "--model", "cnn"),
-    ]
+    """Against torch.compile's longest search, the model that compiles sooner first."""
+    chosen = ["--image-size", "64", "--model", "cnn", "--model", "resnet50"]
+    return [*_epoch(settings), "--compile", *chosen]
 
 
-def _ops(settings: Settings) -> list[str]:
-    """The first shape of every op."""
-    return ["add_relu", "--quick"] if settings.rehearse else ["--quick", "--rounds", "5"]
-
-
-def _own(settings: Settings, name: str, script: Path, limit: float) -> Stage:
-    """A script that writes its figures with ``--output FILE``."""
+def _own(
+    settings: Settings, name: str, script: str, limit: float, arguments: Sequence[str] = ()
+) -> Stage:
+    """A script of bench that writes its figures with ``--output FILE``."""
     file = settings.folder / f"{name}.json"
-    reason = "" if script.is_file() else f"there is no {script.relative_to(ROOT)}"
-    if settings.rehearse:
-        reason = reason or "it measures a GPU alone"
-    command = [sys.executable, str(script), "--output", str(file)]
+    reason = "it measures a GPU alone" if settings.rehearse else ""
+    command = [sys.executable, str(BENCH / script), "--output", str(file), *arguments]
     read = partial(figures.of_json, file)
     return Stage(name, command, limit, read, cut_short=True, needs=["build"], reason=reason)
 
@@ -149,7 +146,7 @@ def _ncu(settings: Settings) -> Stage:
     return Stage(
         "ncu",
         [sys.executable, script, str(settings.folder / "kernel_times.json")],
-        limit=60,
+        limit=30,
         figures=partial(figures.of_ncu, settings.folder / "ncu.log"),
         cut_short=True,
         needs=["build", "kernel_times"],

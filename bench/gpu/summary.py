@@ -9,10 +9,20 @@ from typing import Any
 FACTS = ("device", "driver", "commit", "torch", "cuda", "python", "cpu", "started")
 
 
+def is_missing(stage: Mapping[str, Any]) -> bool:
+    """Whether a stage that could have run had no time, or not enough to leave anything."""
+    late = stage["status"] == "out of time" and not stage.get("figures")
+    return late or stage["status"] == "no time"
+
+
 def page(record: Mapping[str, Any]) -> str:
     """The whole record in Markdown: every stage and why it ended, then the figures of each."""
     rehearsal = record.get("rehearsal")
     lines = ["# check_gpu" + (": a rehearsal on the CPU, no result of a GPU" if rehearsal else "")]
+    if missing := [stage["name"] for stage in record["stages"] if is_missing(stage)]:
+        lines += ["", f"**Incomplete: there was not time enough for {', '.join(missing)}.**"]
+    if record.get("commit") == "unknown":
+        lines += ["", "**Of an unknown commit: no git checkout, and --commit was not given.**"]
     lines += ["", *table(("", ""), [(name, record[name]) for name in FACTS if name in record])]
     lines += ["", f"{record['seconds']:.0f} s of at most {record['limit']:.0f} s.", ""]
     lines += table(

@@ -7,9 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from skinfast.testing import devices
 
@@ -26,7 +29,7 @@ def gpu(monkeypatch):
     import stages
 
     yield type("Gpu", (), {"figures": figures, "runner": runner, "stages": stages})
-    for name in ("figures", "runner", "stages", "summary", "tools"):
+    for name in ("check", "figures", "kernel_times", "runner", "stages", "summary", "tools"):
         sys.modules.pop(name, None)
 
 
@@ -71,7 +74,8 @@ def test_a_hanging_stage_ends_at_its_limit_with_all_that_it_started(gpu, tmp_pat
     child = "import time; time.sleep(600)"
     hang = f"""
 import signal, subprocess, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
 process = subprocess.Popen([sys.executable, "-c", {child!r}])
 print(process.pid, flush=True)
 time.sleep(600)
@@ -101,24 +105,63 @@ def _zombie(pid):
 
 def test_a_bench_that_is_cut_short_is_no_failure(gpu, tmp_path):
     slow = python("import time; time.sleep(600)")
-    assert run(gpu, tmp_path, gpu.runner.Stage("bench", slow, 0.5, cut_short=True)) == 0
+    read = {"rows": 1}.copy
+    stages = [gpu.runner.Stage("bench", slow, 0.5, read, cut_short=True)]
+    stages += [gpu.runner.Stage("after", python("print()"), 20, needs=["bench"])]
+    assert run(gpu, tmp_path, *stages) == 0
+    assert by_name(tmp_path)["after"]["status"] == "passed"
+
+
+def test_a_bench_that_is_cut_short_before_its_first_row_makes_the_run_incomplete(gpu, tmp_path):
+    slow = python("import time; time.sleep(600)")
+    stages = [gpu.runner.Stage("bench", slow, 0.5, cut_short=True)]
+    stages += [gpu.runner.Stage("after", python("print()"), 20, needs=["bench"])]
+    assert run(gpu, tmp_path, *stages) == gpu.runner.INCOMPLETE
+    assert by_name(tmp_path)["after"]["reason"] == "needs bench, which did not pass"
+    lines = (tmp_path / "check_gpu.md").read_text().splitlines()
+    assert lines[2] == "**Incomplete: there was not time enough for bench.**"
+
+
+def test_pytest_leaves_its_results_at_the_limit(gpu, tmp_path):
+    test = tmp_path / "test_some.py"
+    test.write_text("import time\ndef test_a(): pass\ndef test_b(): time.sleep(600)\n")
+    junit = tmp_path / "x.xml"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={junit}"]
+    read = partial(gpu.figures.of_pytest, junit)
+    stage = gpu.runner.Stage("tests", [*command, str(test)], 6, read)
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as behind a shell's "&"
+    try:
+        assert run(gpu, tmp_path, stage) == gpu.runner.FAILED
+    finally:
+        signal.signal(signal.SIGINT, ignored)
+    tests = by_name(tmp_path)["tests"]
+    assert tests["status"] == "out of time" and tests["figures"]["tests"] >= 1
 
 
 def test_the_whole_run_keeps_its_limit(gpu, tmp_path):
     slow = python("import time; time.sleep(600)")
     gpu.runner.GRACE_SECONDS = 0.2
     started = time.monotonic()
-    run(
+    code = run(
         gpu,
         tmp_path,
-        gpu.runner.Stage("long", slow, 600, cut_short=True),
+        gpu.runner.Stage("long", slow, 600, {"rows": 1}.copy, cut_short=True),
         gpu.runner.Stage("late", slow, 600),
         seconds=6.0,
     )
     assert time.monotonic() - started < 9
     stages = by_name(tmp_path)
     assert stages["long"]["status"] == "out of time"
-    assert stages["late"] | {"status": "skipped", "reason": "no time was left"} == stages["late"]
+    late = {"status": "no time", "reason": "the stages before took it all"}
+    assert stages["late"] | late == stages["late"]
+    assert code == gpu.runner.INCOMPLETE
+    assert "not time enough for late." in (tmp_path / "check_gpu.md").read_text()
+
+
+def test_a_commit_that_is_not_known_is_said_to_be(gpu, tmp_path):
+    gpu.runner.Runner(tmp_path, {"device": "none", "commit": "unknown"}, 60).run([])
+    lines = (tmp_path / "check_gpu.md").read_text().splitlines()
+    assert lines[2].startswith("**Of an unknown commit: no git checkout")
 
 
 def test_a_stage_that_is_not_possible_here_is_skipped_with_its_word(gpu, tmp_path):
@@ -155,6 +198,14 @@ sys.exit(Runner(Path({str(tmp_path)!r}), {{}}, 60).run(stages))
     assert process.wait(20) == (130 if number == 15 else -number)
     stages = by_name(tmp_path)
     assert (stages["first"]["status"], stages["second"]["status"]) == ("passed", status)
+
+
+def test_an_interrupt_between_a_command_and_its_figures_is_recorded(gpu, tmp_path):
+    def read():
+        raise KeyboardInterrupt
+
+    assert run(gpu, tmp_path, gpu.runner.Stage("x", python("print()"), 20, read)) == 130
+    assert by_name(tmp_path)["x"]["status"] == "interrupted"
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -209,6 +260,8 @@ def test_figures_of_ncu_are_of_the_costliest_launch_of_each_kernel(gpu, tmp_path
     "name",
     [
         "void skinfast::(anonymous namespace)::x_kernel<float, 4>(float*)",
+        "void skinfast::<unnamed>::x_kernel<skinfast::<unnamed>::Pass, 4>(float*)",
+        "skinfast::<unnamed>::x_kernel(int)",
         "x_kernel",
         "skinfast::x_kernel(int)",
     ],
@@ -248,14 +301,15 @@ def test_a_sanitizer_watches_our_kernels_and_only_what_they_do(ask_tool, option)
         help_text=f"  {option} arg", code=99,
     )  # fmt: skip
     program = asked.index(sys.executable)
-    assert dict(zip(asked[:program:2], asked[1:program:2], strict=True)) == {
-        "--tool": "racecheck",
-        "--error-exitcode": "99",
-        "--report-api-errors": "no",
-        "--launch-timeout": "0",
-        "--print-limit": "20",
-        option: "kns=skinfast",
-    }
+    assert list(zip(asked[:program:2], asked[1:program:2], strict=True)) == [
+        ("--tool", "racecheck"),
+        ("--error-exitcode", "99"),
+        ("--report-api-errors", "no"),
+        ("--launch-timeout", "0"),
+        ("--print-limit", "20"),
+        (option, "kns=skinfast"),
+        (option, "kns=N7cutlass"),
+    ]
     assert asked[program + 1 :] == [str(GPU / "small_shapes.py"), "add_relu"]
 
 
@@ -272,6 +326,21 @@ def test_the_profiler_is_asked_for_whole_names(ask_tool, tmp_path):
         assert not re.search(pattern, name), name
     assert asked[asked.index("--print-units") + 1] == "base"
     assert asked[asked.index("--kernels") + 1 :] == ["adam_kernel", "apply_kernel"]
+
+
+def test_a_kernel_meets_a_cache_that_was_evicted_by_reading(gpu, monkeypatch):
+    """What was written would be written back while the kernel that is timed runs."""
+    import kernel_times
+
+    made = []
+    evict = type("Evict", (), {"sum": lambda self: made.append("read")})()
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: evict)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: nullcontext())
+    monkeypatch.setattr(kernel_times, "trace_of", lambda profile: [])
+    kernel = type("Kernel", (), {"build": lambda self, *_: lambda: made.append("call")})()
+    kernel_times.measure(None, kernel, torch.device("cuda"), 2)
+    assert made[3:] == ["read", "call"] * 2
 
 
 # --- the script -----------------------------------------------------------------------------------
@@ -298,7 +367,14 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path):
 def test_a_stage_that_does_not_exist_is_refused(tmp_path):
     done = check_gpu("--output", tmp_path, "--rehearse", "--only", "tset")
     assert done.returncode == 2
-    assert "no stage 'tset'; there are tests, selfcheck" in done.stderr
+    assert "no stage 'tset'; there are tests, memcheck" in done.stderr
+
+
+def test_data_that_is_not_there_is_refused(tmp_path):
+    done = check_gpu("--output", tmp_path / "x", "--rehearse", "--data", "/nowhere")
+    assert done.returncode == 2
+    assert done.stderr == "check_gpu: there is no /nowhere; --data needs HAM10000\n"
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_rehearsal_runs_the_stages(tmp_path):
@@ -329,8 +405,46 @@ def test_the_build_is_for_the_gpu_that_is_there(gpu, tmp_path, capability, archi
     assert all("build" in stage.needs for stage in others)
 
 
+def test_the_limits_before_the_epochs_fit_the_run_and_the_epochs_have_the_rest(gpu, tmp_path):
+    import check
+
+    data = tmp_path / "ham"
+    chosen = gpu.stages.stages(gpu.stages.Settings(tmp_path, (9, 0), False, data))
+    *before, epoch, compiled = chosen
+    endings = gpu.runner.GRACE_SECONDS * (len(gpu.runner.ENDINGS) - 1)
+    assert sum(stage.limit for stage in before) + endings <= check.SECONDS
+    assert epoch.limit == compiled.limit == float("inf")
+    assert [stage.name for stage in (epoch, compiled)] == ["epoch", "epoch_compiled"]
+    assert "--compile" in compiled.command and "--compile" not in epoch.command
+    for stage in (epoch, compiled):
+        assert stage.command[stage.command.index("--data") + 1] == str(data)
+
+
+def test_a_stage_finds_this_checkout_first_and_what_pythonpath_had(gpu, monkeypatch):
+    import check
+
+    monkeypatch.setenv("PYTHONPATH", "/one:/two")
+    assert check.environment()["PYTHONPATH"] == f"{ROOT}:/one:/two"
+    monkeypatch.delenv("PYTHONPATH")
+    assert check.environment()["PYTHONPATH"] == str(ROOT)
+
+
+def test_the_tests_of_a_gpu_are_chosen(gpu, tmp_path):
+    chosen = gpu.stages.stages(gpu.stages.Settings(tmp_path, (9, 0), False))
+    (tests,) = [stage for stage in chosen if stage.name == "tests"]
+    wanted = tests.command[tests.command.index("-k") + 1]
+    files = ["tests/ops/test_conv2d_tensor_core.py", "tests/cuda/test_cuda_large_tensors.py"]
+    command = [sys.executable, "-m", "pytest", "--collect-only", *files]
+    counts = [
+        subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True)
+        .stdout.splitlines()[-1].split(" in ")[0]
+        for more in ([], ["-k", wanted])
+    ]  # fmt: skip
+    assert counts[0] == counts[1] and "tests collected" in counts[0]
+
+
 @pytest.mark.skipif("cuda" in devices(), reason="they would run")
-@pytest.mark.parametrize("name", ["models", "kernel_times", "ops", "compiled_models"])
+@pytest.mark.parametrize("name", ["kernel_times", "ops", "epoch", "epoch_compiled"])
 def test_the_benches_take_the_options_that_they_are_given_on_a_gpu(gpu, tmp_path, name):
     chosen = gpu.stages.stages(gpu.stages.Settings(tmp_path, (9, 0), False))
     (stage,) = [stage for stage in chosen if stage.name == name]

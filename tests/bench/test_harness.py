@@ -187,3 +187,31 @@ def test_errors_are_one_line(error, code, capsys):
 
     assert report.run(main) == code
     assert capsys.readouterr().err == "bench: x\n"
+
+
+def test_the_ceilings_of_float32_are_measured_without_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    allowed = []
+
+    def turns(calls, watch, rounds):
+        allowed.append(torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+        return {name: harness.Timing([1.0]) for name in calls}
+
+    monkeypatch.setattr(machine, "take_turns", turns)
+    machine.measure_ceilings(CPU, FakeClock({}), 1)
+    assert allowed == [False] and torch.backends.cudnn.allow_tf32
+
+
+def test_float32_is_that_in_what_is_built_checked_and_timed(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    allowed = {}
+
+    def note(what, result=1.0):
+        allowed[what] = torch.backends.cudnn.allow_tf32
+        return result
+
+    sides = [harness.Contender(n, n == "ours", lambda: note("build", int)) for n in ("ours", "x")]
+    bench = bench_with(lambda call, repeats: note("time"), 1)
+    bench.compare("case", sides, lambda calls: note("check"))
+    assert allowed == {"build": False, "check": False, "time": False}
+    assert torch.backends.cudnn.allow_tf32

@@ -15,6 +15,8 @@ from skinfast.ops import (
 )
 from skinfast.optim import Adam
 
+# Of several workers one alone: together they would find the memory free, and none have it.
+pytestmark = pytest.mark.xdist_group("large_tensors")
 MANY = 2**31 + 8
 GIB = 2**30
 
