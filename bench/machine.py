@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from harness import Call, Stopwatch, take_turns
 
+from skinfast import _host
 from skinfast.testing import full_float32
 
 
@@ -28,6 +29,7 @@ class Ceilings:
             scaling one in place (some CPUs read what a copy is going to overwrite).
         flops: operations a second by dtype: the better of a matrix product and a 3x3 convolution
             (on some CPUs one library is far slower than the other). Float32 is that, not TF32.
+            A CPU without bfloat16 arithmetic computes bfloat16 best in float32.
     """
 
     bandwidth: float
@@ -49,7 +51,8 @@ def measure_ceilings(device: torch.device, watch: Stopwatch, rounds: int) -> Cei
     }
     operations = {}
     side, batch, channels = 2048 * scale, 64 * scale, 128
-    for dtype in (torch.float32, torch.bfloat16):
+    has_bfloat16 = device.type == "cuda" or "bf16" in _host.cpu_instruction_set()
+    for dtype in (torch.float32, torch.bfloat16) if has_bfloat16 else (torch.float32,):
         name = str(dtype).removeprefix("torch.")
         matrix = torch.randn(side, side, device=device, dtype=dtype)
         maps, kernel = (
@@ -68,4 +71,5 @@ def measure_ceilings(device: torch.device, watch: Stopwatch, rounds: int) -> Cei
     for name, count in operations.items():
         dtype_name = name.split()[0]
         flops[dtype_name] = max(flops.get(dtype_name, 0), count / best[name])
+    flops.setdefault("bfloat16", flops["float32"])
     return Ceilings(2 * source.nbytes / min(best["copy"], best["in place"]), flops)
