@@ -204,8 +204,8 @@ std::optional<Products> as_products(const Tensor& x, const Tensor& weight,
   return Products{conv, r, s};
 }
 
-// Whether libraries have no kernels of bfloat16 for the CPU: they take ten times as long for it then
-// as for float32, to which it converts exactly.
+// Whether libraries have no kernels of bfloat16 for the CPU: they take ten times as long for it
+// then as for float32, to which it converts exactly.
 bool wants_float32(const Tensor& x) {
   return dtype_of(x) == DType::kBFloat16 && cpu_isa() <= Isa::kAvx2;
 }
@@ -219,16 +219,16 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Ten
   const auto shape = check_conv2d("conv2d", x, weight, bias, arguments);
   if (wants_float32(x)) {
     const auto wide_bias = bias ? std::optional(to_float32(*bias)) : std::nullopt;
-    return torch::stable::to(conv2d_cpu(to_float32(x), to_float32(weight), wide_bias, stride,
-                                        padding, dilation, groups),
-                             x.scalar_type());
+    return torch::stable::to(
+        conv2d_cpu(to_float32(x), to_float32(weight), wide_bias, stride, padding, dilation, groups),
+        x.scalar_type());
   }
   const MemoryFormat layout = conv2d_layout(x, weight);
   const Tensor dense_x = dense(x, layout);
   const auto products = as_products(dense_x, weight, shape, arguments);
   const Way way = products && !bias
                       ? way_of(products->conv, dtype_of(x), products->conv.rows(), false)
-                       : Way::kAten;
+                      : Way::kAten;
   if (way == Way::kAten) return aten_conv2d(x, weight, bias, arguments);
 
   Tensor output = empty_in(x, shape, layout);

@@ -3,8 +3,8 @@
 //
 // Every convolution and gradient here is one sum over taps:
 //   result[n, i, j] = sum over taps of map[n, i * step + tap] times the tap's weights.
-// Panels pack what they multiply as they go: no patches in memory, no weights reordered. And where a
-// panel's rows are one pixel of 32 images, a tap that lies in the padding is left out: of a 3x3
+// Panels pack what they multiply as they go: no patches in memory, no weights reordered. And where
+// a panel's rows are one pixel of 32 images, a tap that lies in the padding is left out: of a 3x3
 // kernel on 2x2 maps five taps of nine.
 #pragma once
 
@@ -48,8 +48,7 @@ constexpr int64_t kPackedRows = 256;  // packed at a time
 constexpr int64_t kPackedColumns = 128;
 // Bytes of a task's scratch, which begins at a cache line: both operands, at most 512 numbers of
 // three bfloat16 each deep, and one panel's result.
-constexpr int64_t kPanelScratch =
-    6 * 512 * (kPackedRows + kPackedColumns) + 4 * kPanel * kPanel;
+constexpr int64_t kPanelScratch = 6 * 512 * (kPackedRows + kPackedColumns) + 4 * kPanel * kPanel;
 
 // CPU kernels.
 // result = map * weight, summed over a tap's channels, [filter, tap, channel]: the convolution.
@@ -59,11 +58,9 @@ SKINFAST_DECLARE_KERNEL(void panel_conv2d(const PanelConv2d& conv, const PanelTa
                                           const float* weight, float* result, void* scratch))
 // result = map * weight, summed over a tap's filters: the gradient of the input, whose map is the
 // gradient of the output. Panels of grid rows by panels of channels.
-SKINFAST_DECLARE_KERNEL(void panel_input_gradient(const PanelConv2d& conv,
-                                                  const PanelTarget& target,
-                                                  const PanelRange& range, const float* map,
-                                                  const float* weight, float* result,
-                                                  void* scratch))
+SKINFAST_DECLARE_KERNEL(void panel_input_gradient(
+    const PanelConv2d& conv, const PanelTarget& target, const PanelRange& range, const float* map,
+    const float* weight, float* result, void* scratch))
 // grad_weight [filter, tap, channel] = grad_output * map, summed over the grid's rows. Panels of
 // filters by panels of taps and channels.
 SKINFAST_DECLARE_KERNEL(void panel_weight_gradient(const PanelConv2d& conv, int64_t filters,

@@ -272,8 +272,7 @@ void sum_weight_gradient(const PanelConv2d& conv, int64_t filters, const PanelRa
   for (int64_t filter = range.row_begin; filter < range.row_end; filter += kPanels) {
     const int64_t panels = smaller(kPanels, range.row_end - filter);
     for (int64_t first = 0; first < conv.rows(); first += Panels::kDepth) {
-      const int64_t blocks =
-          (smaller(Panels::kDepth, conv.rows() - first) + kPanel - 1) / kPanel;
+      const int64_t blocks = (smaller(Panels::kDepth, conv.rows() - first) + kPanel - 1) / kPanel;
       for (int64_t k = 0; k < blocks; ++k) {
         grid[k].set(conv, first + k * kPanel);
         for (int64_t p = 0; p < panels; ++p) {

@@ -19,8 +19,8 @@ struct PanelProducts {
   // There are no half panels; and more taps would only be more code. On Intel's CPUs without tiles
   // MKL's products are as fast.
   static bool can(const PatchConv2d& conv, DType dtype) {
-    static const bool is_fast = cpu_isa() == Isa::kAmxBf16 ||
-                                (cpu_isa() >= Isa::kAvx2 && !is_intel());
+    static const bool is_fast =
+        cpu_isa() == Isa::kAmxBf16 || (cpu_isa() >= Isa::kAvx2 && !is_intel());
     return is_fast && dtype == DType::kFloat && conv.C % kPanel == 0 && conv.K % kPanel == 0 &&
            conv.R * conv.S <= PanelConv2d::kMaxTaps;
   }
@@ -41,16 +41,16 @@ struct PanelProducts {
     for (int64_t h = 0; h < std::min(conv.stride_h, bottom); ++h) {
       for (int64_t w = 0; w < std::min(conv.stride_w, right); ++w) {
         PanelConv2d sum{conv.N,
-                       conv.P,
-                       conv.Q,
-                       conv.K,
-                       (bottom - h + conv.stride_h - 1) / conv.stride_h,
-                       (right - w + conv.stride_w - 1) / conv.stride_w,
-                       1,
-                       1,
-                       kernel_r * kernel_s * conv.C,
-                       0,
-                       {}};
+                        conv.P,
+                        conv.Q,
+                        conv.K,
+                        (bottom - h + conv.stride_h - 1) / conv.stride_h,
+                        (right - w + conv.stride_w - 1) / conv.stride_w,
+                        1,
+                        1,
+                        kernel_r * kernel_s * conv.C,
+                        0,
+                        {}};
         for (int64_t r = 0; r < conv.R; ++r) {
           for (int64_t s = 0; s < conv.S; ++s) {
             const int64_t p = h + conv.pad_h - r, q = w + conv.pad_w - s;
@@ -59,7 +59,8 @@ struct PanelProducts {
           }
         }
         const PanelTarget target{conv.H, conv.W, conv.stride_h, conv.stride_w, h, w, conv.C};
-        run(sum, target, conv.C, SKINFAST_KERNEL(panel_input_gradient), grad_output, weight, grad_x);
+        run(sum, target, conv.C, SKINFAST_KERNEL(panel_input_gradient), grad_output, weight,
+            grad_x);
       }
     }
   }
@@ -88,16 +89,16 @@ struct PanelProducts {
 
   PanelConv2d sum_of_patches() const {
     PanelConv2d sum{conv.N,
-                   conv.H,
-                   conv.W,
-                   conv.C,
-                   conv.P,
-                   conv.Q,
-                   conv.stride_h,
-                   conv.stride_w,
-                   kernel_r * kernel_s * conv.C,
-                   0,
-                   {}};
+                    conv.H,
+                    conv.W,
+                    conv.C,
+                    conv.P,
+                    conv.Q,
+                    conv.stride_h,
+                    conv.stride_w,
+                    kernel_r * kernel_s * conv.C,
+                    0,
+                    {}};
     for (int64_t r = 0; r < conv.R; ++r) {
       for (int64_t s = 0; s < conv.S; ++s) {
         sum.tap[sum.taps++] = {r - conv.pad_h, s - conv.pad_w, weights_at(r, s)};
@@ -109,11 +110,10 @@ struct PanelProducts {
   template <typename Kernel>
   static void run(const PanelConv2d& sum, const PanelTarget& target, int64_t columns, Kernel kernel,
                   const Tensor& map, const Tensor& weight, const Tensor& result) {
-    in_ranges((sum.rows() + kPanel - 1) / kPanel, columns / kPanel,
-              [&](const PanelRange& range) {
-                kernel(sum, target, range, pointer(map), pointer(weight), mutable_pointer(result),
-                       thread_scratch(kPanelScratch));
-              });
+    in_ranges((sum.rows() + kPanel - 1) / kPanel, columns / kPanel, [&](const PanelRange& range) {
+      kernel(sum, target, range, pointer(map), pointer(weight), mutable_pointer(result),
+             thread_scratch(kPanelScratch));
+    });
   }
 
   // Threads divide the rows or the columns, whichever leaves less to be packed by each of them;

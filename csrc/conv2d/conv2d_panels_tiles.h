@@ -18,7 +18,7 @@ namespace {  // a copy for each file: no symbol that the linker could share
 // While one exists, its thread's tiles are set up.
 class TilePanels {
  public:
-  using Element = uint32_t;              // a pair of bfloat16
+  using Element = uint32_t;               // a pair of bfloat16
   static constexpr int64_t kDepth = 512;  // summed over at a time
 
  private:
@@ -135,8 +135,8 @@ class TilePanels {
     return (reinterpret_cast<Pairs>(value) + 0x8000u) & 0xffff0000u;
   }
 
-  // Two vectors in parts; a lane holds a part of `low` in its lower half and of `high` in its upper.
-  // Operands pair numbers k and k + 16 of 32: any order serves a sum, if both have the same.
+  // Two vectors in parts; a lane holds a part of `low` in its lower half and of `high` in its
+  // upper. Operands pair numbers k and k + 16 of 32: any order serves a sum, if both have the same.
   static void split(Floats low, Floats high, Pairs* parts) {
     for (int part = 0; part < kParts - 1; ++part) {
       const Pairs a = leading(low), b = leading(high);

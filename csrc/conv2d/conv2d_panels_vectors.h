@@ -50,21 +50,20 @@ struct VectorPanels {
   typedef vector_t<float> Floats;
   static constexpr int kWidth = 2;  // vectors side by side
   static constexpr int64_t kColumns = kWidth * kLanes<float>;
-  // Of 16 registers, or 32, as many are sums as leave room for the operands; and at least eight, for
-  // a sum waits for its last addition.
+  // Of 16 registers, or 32, as many are sums as leave room for the operands; and at least eight,
+  // for a sum waits for its last addition.
   static constexpr int64_t kRows = kLanes<float> == 16 ? 12 : 6;
   static constexpr int64_t kTail = 8, kTailRows = kLanes<float> == 16 ? 8 : 4;
   static_assert(kPanel % kColumns == 0 && (kPanel - kTail) % kRows == 0);
 
   // A function of its own: inlined, its sums would not stay in registers.
   template <int64_t kCount>
-  [[gnu::noinline]] static void multiply_rows(const float* a, const float* b, int64_t blocks, float* c,
-                            int64_t row_stride, bool accumulate) {
+  [[gnu::noinline]] static void multiply_rows(const float* a, const float* b, int64_t blocks,
+                                              float* c, int64_t row_stride, bool accumulate) {
     Floats sum[kCount][kWidth];
     for (int64_t i = 0; i < kCount; ++i) {
       for (int j = 0; j < kWidth; ++j) {
-        sum[i][j] =
-            accumulate ? load_vector(c + i * row_stride + j * kLanes<float>) : Floats{};
+        sum[i][j] = accumulate ? load_vector(c + i * row_stride + j * kLanes<float>) : Floats{};
       }
     }
     for (int64_t block = 0; block < blocks; ++block, a += kBlock, b += kBlock) {

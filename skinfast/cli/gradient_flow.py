@@ -53,9 +53,9 @@ def _run(options: argparse.Namespace) -> int:
     networks = [name for name in NETWORKS if not options.networks or name in options.networks]
     given = {"epochs": _EPOCHS, **given, "data": options.data}
     # Each has demands of its own on the settings, which it should not make after hours.
-    configs = [TrainConfig(**{**given, "model": NETWORKS[name]}) for name in networks]
+    *_, config = [TrainConfig(**{**given, "model": NETWORKS[name]}) for name in networks]
     result = gradient_flow(
-        configs[-1],
+        config,
         tuple(networks),
         probe_images=options.probe_images,
         train_images=options.train_images,

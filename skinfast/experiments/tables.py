@@ -40,6 +40,14 @@ def with_interval(estimate: Estimate, signed: bool = False) -> str:
     return form.format(estimate.value, estimate.low, estimate.high)
 
 
+def goal(value: float | None, reached: float | None) -> str:
+    """A figure to be reached and whether it was, such as ``0.680, met``; empty if there is none."""
+    if value is None:
+        return ""
+    met = reached is not None and reached >= value
+    return f"{figure(value)}, {'met' if met else 'missed'}"
+
+
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]

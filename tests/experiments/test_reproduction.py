@@ -13,6 +13,7 @@ from skinfast.errors import DivergedError, SkinfastError
 from skinfast.evaluation.bootstrap import METRICS
 from skinfast.experiments import reproduce, runs
 from skinfast.experiments.reproduction import PAPER_TABLES
+from skinfast.experiments.tables import goal
 from tests.report.test_report import Page
 
 
@@ -103,6 +104,15 @@ def test_papers_tables_are_those_of_the_paper():
             assert column["f1_weighted"] > 2 * precision / (1 + precision)
 
 
+@pytest.mark.parametrize(
+    ("value", "reached", "shown"),
+    [(0.68, 0.68, "0.680, met"), (0.68, 0.6799, "0.680, missed"), (0.68, None, "0.680, missed"),
+     (None, 0.5, "")],
+)  # fmt: skip
+def test_a_figure_of_the_paper_is_met_or_missed(value, reached, shown):
+    assert goal(value, reached) == shown
+
+
 def test_page_and_markdown_show_the_figures(paired_data, tmp_path, short):
     content = small(paired_data, tmp_path, seeds=1)
     html = (tmp_path / "reproduction.html").read_text()
@@ -112,7 +122,17 @@ def test_page_and_markdown_show_the_figures(paired_data, tmp_path, short):
     for cell in content["cells"]:
         value = f"{cell['metrics']['f1_macro']['value']:.3f}"
         assert value in words and value in text
-    assert "paper 0.708" in words and "| CNN, the paper | 0.708 |  | 0.687 |  | 0.387 |" in text
+    (cnn,) = (
+        cell
+        for cell in content["cells"]
+        if (cell["model"], cell["preset"], cell["split"]) == ("cnn", "paper", "image")
+    )
+    accuracy, f1, precision = (
+        f"{paper}, {'met' if cnn['metrics'][metric]['value'] >= paper else 'missed'}"
+        for metric, paper in cnn["paper"].items()
+    )
+    assert f"paper {accuracy}" in words
+    assert f"| CNN, the paper | {accuracy} |  | {f1} |  | {precision} |" in text
     assert "Table 2 of the paper: 32x32 pixels, split by image" in words
     assert "## Table 2: 32x32 pixels, split by image, the paper's settings" in text
     assert len(re.findall("<table class=.confusion", html)) == len(content["cells"])
