@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -125,6 +126,13 @@ def sanitized_environment() -> dict[str, str]:
         "SKINFAST_EMULATION_SANITIZED": "1",
     }
     return {**os.environ, **changes}
+
+
+def run_pytest(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """pytest in a process of its own, which finds these modules."""
+    env["PYTHONPATH"] = os.pathsep.join([str(HERE), str(ROOT), env.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
 # --- running ----------------------------------------------------------------------------------

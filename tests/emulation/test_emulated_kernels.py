@@ -6,12 +6,17 @@ results may not depend on the order of threads, and AddressSanitizer and UBSan m
 
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
-from emulated import CSRC, HERE, ROOT, SANITIZED, Emulated, declared_ops, sanitized_environment
+from emulated import (
+    CSRC,
+    SANITIZED,
+    Emulated,
+    declared_ops,
+    run_pytest,
+    sanitized_environment,
+)
 
 from skinfast.ops import max_pool2d
 from skinfast.testing import (
@@ -39,7 +44,7 @@ def _id(case):
 @pytest.mark.skipif(SANITIZED, reason="this is the sanitized run")
 def test_no_sanitizer_complains():
     """This file again, in a process with AddressSanitizer, on a library built with it and UBSan."""
-    done = _pytest(str(HERE / "test_emulated_kernels.py"), "-s", "-x", env=sanitized_environment())
+    done = run_pytest(__file__, "-s", "-x", env=sanitized_environment())
     SOUND["kernels"] = done.returncode == 0
     assert SOUND["kernels"], (done.stdout + done.stderr)[-6000:]
 
@@ -162,12 +167,6 @@ def rooms_beyond_samples():
 @pytest.mark.parametrize(("room", "ops"), rooms_beyond_samples().items())
 def test_rooms_own_tests_hold(room, ops):
     """tests/ops/test_<room>.py, with every op that it calls on the emulated kernels."""
-    done = _pytest(f"tests/ops/test_{room}.py", "-p", "emulated_plugin", env={**os.environ})
+    done = run_pytest(f"tests/ops/test_{room}.py", "-p", "emulated_plugin", env={**os.environ})
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(re.findall(r"^emulated (\w+): ", done.stdout, re.MULTILINE)) >= ops, done.stdout
-
-
-def _pytest(*arguments, env):
-    env["PYTHONPATH"] = os.pathsep.join([str(HERE), str(ROOT), env.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
