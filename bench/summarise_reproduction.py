@@ -100,7 +100,7 @@ def draw_confusion(cells: Sequence[Cell], classes: Sequence[str]) -> Figure:
         for cell in cells
         if (cell["preset"], cell["split"]) == ("best", "image") and cell["confusion_matrix"]
     ]
-    columns = min(3, len(cells))
+    columns = len({cell["model"] for cell in cells})  # a row for each image size
     rows = -(-len(cells) // columns)
     figure = new_figure(3.7 * columns, 3.9 * rows)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
