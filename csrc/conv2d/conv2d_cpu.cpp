@@ -204,24 +204,15 @@ std::optional<Products> as_products(const Tensor& x, const Tensor& weight,
   return Products{conv, r, s};
 }
 
-// Whether libraries have no kernels of bfloat16 for the CPU: they take ten times as long for it
-// then as for float32, to which it converts exactly.
-bool wants_float32(const Tensor& x) {
-  return dtype_of(x) == DType::kBFloat16 && cpu_isa() <= Isa::kAvx2;
-}
-
-Tensor to_float32(const Tensor& x) { return torch::stable::to(x, ScalarType::Float); }
-
 Tensor conv2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                   const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                   const std::vector<int64_t>& dilation, int64_t groups) {
   const Conv2dArguments arguments{stride, padding, dilation, groups};
   const auto shape = check_conv2d("conv2d", x, weight, bias, arguments);
   if (wants_float32(x)) {
-    const auto wide_bias = bias ? std::optional(to_float32(*bias)) : std::nullopt;
-    return torch::stable::to(
-        conv2d_cpu(to_float32(x), to_float32(weight), wide_bias, stride, padding, dilation, groups),
-        x.scalar_type());
+    return torch::stable::to(conv2d_cpu(to_float32(x), to_float32(weight), to_float32(bias), stride,
+                                        padding, dilation, groups),
+                             x.scalar_type());
   }
   const MemoryFormat layout = conv2d_layout(x, weight);
   const Tensor dense_x = dense(x, layout);
@@ -252,12 +243,10 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   const auto shape = check_conv2d("conv2d_backward", x, weight, std::nullopt, arguments);
   check_conv2d_gradient("conv2d_backward", "grad_output", grad_output, x, shape);
   if (wants_float32(x)) {
-    const auto [grad_x, grad_weight, grad_bias] =
+    return to_dtype(
         conv2d_backward_cpu(to_float32(grad_output), to_float32(x), to_float32(weight), stride,
-                            padding, dilation, groups, want_input, want_weight, want_bias);
-    const ScalarType narrow = x.scalar_type();
-    return {torch::stable::to(grad_x, narrow), torch::stable::to(grad_weight, narrow),
-            torch::stable::to(grad_bias, narrow)};
+                            padding, dilation, groups, want_input, want_weight, want_bias),
+        x.scalar_type());
   }
   const MemoryFormat layout = conv2d_layout(x, weight);
   const Tensor dense_x = dense(x, layout);

@@ -3,6 +3,7 @@
 
 #include <array>
 
+#include "core/isa.h"
 #include "core/tensor.h"
 
 namespace skinfast {
@@ -77,9 +78,33 @@ inline Tensor permute(const Tensor& tensor, const std::vector<int64_t>& order) {
   return call_aten("aten::permute", "", stack.data());
 }
 
+// Whether libraries have no kernels of bfloat16 for this CPU: theirs then take ten times as long as
+// those of float32, to which it converts exactly, and round sums on the way.
+inline bool wants_float32(const Tensor& x) {
+  return x.is_cpu() && dtype_of(x) == DType::kBFloat16 && cpu_isa() <= Isa::kAvx2;
+}
+
+inline Tensor to_float32(const Tensor& x) { return torch::stable::to(x, ScalarType::Float); }
+
+inline std::optional<Tensor> to_float32(const std::optional<Tensor>& x) {
+  return x ? std::optional(to_float32(*x)) : std::nullopt;
+}
+
+inline std::tuple<Tensor, Tensor, Tensor> to_dtype(const std::tuple<Tensor, Tensor, Tensor>& all,
+                                                   ScalarType dtype) {
+  const auto& [first, second, third] = all;
+  return {torch::stable::to(first, dtype), torch::stable::to(second, dtype),
+          torch::stable::to(third, dtype)};
+}
+
 // ATen's convolution; channels_last where either operand is.
 inline Tensor aten_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                           const Conv2dArguments& arguments) {
+  if (wants_float32(x)) {
+    return torch::stable::to(
+        aten_conv2d(to_float32(x), to_float32(weight), to_float32(bias), arguments),
+        x.scalar_type());
+  }
   using torch::stable::detail::from;
   const MemoryFormat layout = conv2d_layout(x, weight);
   const std::vector<int64_t> no_output_padding{0, 0};
@@ -103,6 +128,11 @@ inline std::tuple<Tensor, Tensor, Tensor> aten_conv2d_backward(const Tensor& gra
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   if (!wanted[0] && !wanted[1] && !wanted[2]) return {no_tensor(x), no_tensor(x), no_tensor(x)};
+  if (wants_float32(x)) {
+    return to_dtype(aten_conv2d_backward(to_float32(grad_output), to_float32(x), to_float32(weight),
+                                         arguments, wanted),
+                    x.scalar_type());
+  }
   const MemoryFormat layout = conv2d_layout(x, weight);
   const std::vector<int64_t> no_output_padding{0, 0};
   const std::optional<std::vector<int64_t>> bias_shape{{weight.size(0)}};
