@@ -175,6 +175,14 @@ void multiply_rows(const GridPanel& panel, const PanelTarget& target, int64_t co
   }
 }
 
+// The weights of 32 filters at a tap, from a channel on.
+void weight_rows(const PanelConv2d& conv, const float* weight, int tap, int64_t filter,
+                 int64_t channel, const float** rows) {
+  for (int64_t k = 0; k < kPanel; ++k) {
+    rows[k] = weight + (filter + k) * conv.filter_stride + conv.tap[tap].weight + channel;
+  }
+}
+
 // Both products by the grid's rows; pack_right(tap, channel, column, block) packs the weights.
 template <typename Panels, typename PackRight>
 void multiply_grid(const PanelConv2d& conv, const PanelTarget& target, const PanelRange& range,
@@ -232,9 +240,7 @@ void panel_conv2d(const PanelConv2d& conv, const PanelTarget& target, const Pane
         conv, target, range, map, result, scratch,
         [&](int tap, int64_t channel, int64_t filter, typename Panels::Element* block) {
           const float* rows[kPanel];
-          for (int64_t k = 0; k < kPanel; ++k) {
-            rows[k] = weight + (filter + k) * conv.filter_stride + conv.tap[tap].weight + channel;
-          }
+          weight_rows(conv, weight, tap, filter, channel, rows);
           Panels::pack_right_along(rows, block);
         });
   });
@@ -248,9 +254,7 @@ void panel_input_gradient(const PanelConv2d& conv, const PanelTarget& target,
         conv, target, range, map, result, scratch,
         [&](int tap, int64_t filter, int64_t channel, typename Panels::Element* block) {
           const float* rows[kPanel];
-          for (int64_t k = 0; k < kPanel; ++k) {
-            rows[k] = weight + (filter + k) * conv.filter_stride + conv.tap[tap].weight + channel;
-          }
+          weight_rows(conv, weight, tap, filter, channel, rows);
           Panels::pack_right_across(rows, block);
         });
   });

@@ -11,6 +11,7 @@ import pytest
 import torch
 from emulated import (
     CSRC,
+    HERE,
     SANITIZED,
     Emulated,
     declared_ops,
@@ -47,6 +48,14 @@ def test_no_sanitizer_complains():
     done = run_pytest(__file__, "-s", "-x", env=sanitized_environment())
     SOUND["kernels"] = done.returncode == 0
     assert SOUND["kernels"], (done.stdout + done.stderr)[-6000:]
+
+
+@pytest.mark.skipif(SANITIZED, reason="this is the sanitized run")
+def test_no_sanitizer_complains_about_the_kernels_beside_tensor_cores():
+    """Those that add up slices and sums, which only the stand-ins of that file call."""
+    chosen = (str(HERE / "test_tensor_core_host.py"), "-k", "order and not cutlass")
+    done = run_pytest(*chosen, env=sanitized_environment())
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
 
 
 @pytest.mark.usefixtures("emulated_ops")

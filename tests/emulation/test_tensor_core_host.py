@@ -15,17 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulated import (
-    CSRC,
-    HERE,
-    ROOT,
-    SANITIZED,
-    TORCH_FLAGS,
-    TORCH_LIBRARIES,
-    build_library,
-    run_pytest,
-    sanitized_environment,
-)
+from emulated import CSRC, HERE, ROOT, TORCH_FLAGS, TORCH_LIBRARIES, build_library
 
 import skinfast.ops  # noqa: F401 - what the stand-ins leave to other ops
 
@@ -369,14 +359,6 @@ def test_a_gradient_in_slices_does_not_depend_on_the_order_of_threads(plain, mon
         monkeypatch.setenv("SKINFAST_EMULATION_SEED", seed)
         results.append(call())
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
-
-
-@pytest.mark.skipif(SANITIZED, reason="this is the sanitized run")
-def test_no_sanitizer_complains_about_the_kernels_beside_them():
-    """Those that add up slices and sums, in a process and a library as of the other kernels."""
-    chosen = ("-k", "order and not cutlass")
-    done = run_pytest(__file__, *chosen, env=sanitized_environment())
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
 
 
 @pytest.mark.parametrize(
