@@ -62,6 +62,7 @@ void scatter_patches(DType dtype, const PatchConv2d& conv, const void* grad_patc
 #include <limits>
 
 #include "conv2d/conv2d_panels_host.h"
+#include "conv2d/conv2d_winograd_host.h"
 #include "core/parallel.h"
 
 namespace skinfast {
@@ -158,20 +159,22 @@ bool prefer_products(const PatchConv2d& conv, DType dtype) {
 }
 
 // How to compute a convolution or one of its gradients.
-enum class Way { kAten, kProducts, kPanels };
+enum class Way { kAten, kProducts, kPanels, kWinograd };
 
 // Up to how many rows, those of the result or, for the gradient of the weight, those summed over,
 // panels are the faster way; measured, see docs/performance.md. On larger maps oneDNN's direct
 // convolution has less to copy; but its gradient of the weight is slow in AVX2.
 int64_t most_panel_rows(const PatchConv2d& conv, bool is_weight_gradient) {
   if (cpu_isa() == Isa::kAmxBf16) return 4096;
-  if (!is_weight_gradient || cpu_isa() > Isa::kAvx2) return 1024;
-  return conv.R * conv.S == 1 ? 4096 : std::numeric_limits<int64_t>::max();
+  if (!is_weight_gradient) return 1024;
+  if (conv.R * conv.S == 1 || cpu_isa() > Isa::kAvx2) return 4096;
+  return std::numeric_limits<int64_t>::max();
 }
 
 Way way_of(const PatchConv2d& conv, DType dtype, int64_t rows, bool is_weight_gradient) {
-  if (PanelProducts::can(conv, dtype) && rows <= most_panel_rows(conv, is_weight_gradient)) {
-    return Way::kPanels;
+  if (PanelProducts::can(conv, dtype)) {
+    if (WinogradProducts::can(conv)) return Way::kWinograd;
+    if (rows <= most_panel_rows(conv, is_weight_gradient)) return Way::kPanels;
   }
   return prefer_products(conv, dtype) ? Way::kProducts : Way::kAten;
 }
@@ -223,7 +226,9 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Ten
   if (way == Way::kAten) return aten_conv2d(x, weight, bias, arguments);
 
   Tensor output = empty_in(x, shape, layout);
-  if (way == Way::kPanels) {
+  if (way == Way::kWinograd) {
+    WinogradProducts(products->conv).forward(dense_x, weight, output);
+  } else if (way == Way::kPanels) {
     products->in_panels(weight).forward(dense_x, weight, output);
   } else {
     multiply_into(rows_of(output, shape[1]), products->patches(dense_x),
@@ -265,7 +270,9 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   const Tensor dense_grad = dense(grad_output, layout);
   if (want_input && input_way != Way::kAten) {
     grad_x = empty_in(x, shape_of(x), layout);
-    if (input_way == Way::kPanels) {
+    if (input_way == Way::kWinograd) {
+      WinogradProducts(products->conv).input_gradient(dense_grad, weight, grad_x);
+    } else if (input_way == Way::kPanels) {
       products->in_panels(weight).input_gradient(dense_grad, weight, grad_x);
     } else {
       products->input_gradient(dense_grad, weight, grad_x);
@@ -274,7 +281,9 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   if (want_weight && weight_way != Way::kAten) {
     grad_weight = empty_in(weight, shape_of(weight), layout_of(weight));
     if (products->is_cropped(weight)) torch::stable::zero_(grad_weight);
-    if (weight_way == Way::kPanels) {
+    if (weight_way == Way::kWinograd) {
+      WinogradProducts(products->conv).weight_gradient(dense_grad, dense_x, grad_weight);
+    } else if (weight_way == Way::kPanels) {
       products->in_panels(weight).weight_gradient(dense_grad, dense_x, grad_weight);
     } else {
       products->weight_gradient(dense_grad, dense_x, grad_weight);

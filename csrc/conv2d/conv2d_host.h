@@ -72,6 +72,14 @@ inline void check_conv2d_gradient(const char* op, const char* name, const Tensor
   check_same_device(op, name, tensor, "input", x);
 }
 
+// The numbers of a float32 tensor.
+inline const float* floats(const Tensor& tensor) {
+  return static_cast<const float*>(tensor.const_data_ptr());
+}
+inline float* mutable_floats(const Tensor& tensor) {
+  return static_cast<float*>(tensor.mutable_data_ptr());
+}
+
 inline Tensor permute(const Tensor& tensor, const std::vector<int64_t>& order) {
   std::array<StableIValue, 2> stack{torch::stable::detail::from(tensor),
                                     torch::stable::detail::from(order)};

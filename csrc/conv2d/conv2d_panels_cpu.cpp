@@ -309,11 +309,14 @@ void sum_weight_gradient(const PanelConv2d& conv, int64_t filters, const PanelRa
           for_each_run(
               blocks, [&](int64_t k) { return grid[k].meets(tap); },
               [&](int64_t begin, int64_t end) {
-                Panels::multiply(a + begin * Panels::kBlock, scratch.right + begin * Panels::kBlock,
-                                 end - begin, c, conv.filter_stride, accumulate);
+                Panels::multiply_across(a + begin * Panels::kBlock,
+                                        scratch.right + begin * Panels::kBlock, end - begin, c,
+                                        conv.filter_stride, accumulate);
                 accumulate = true;
               });
-          if (!accumulate) Panels::multiply(a, scratch.right, 0, c, conv.filter_stride, false);
+          if (!accumulate) {
+            Panels::multiply_across(a, scratch.right, 0, c, conv.filter_stride, false);
+          }
         }
       }
     }

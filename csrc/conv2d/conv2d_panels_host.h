@@ -70,19 +70,12 @@ struct PanelProducts {
     const PanelConv2d sum = sum_of_patches();
     const auto kernel = SKINFAST_KERNEL(panel_weight_gradient);
     in_ranges(conv.K / kPanel, sum.taps * conv.C / kPanel, [&](const PanelRange& range) {
-      kernel(sum, conv.K, range, pointer(grad_output), pointer(x), mutable_pointer(grad_weight),
+      kernel(sum, conv.K, range, floats(grad_output), floats(x), mutable_floats(grad_weight),
              thread_scratch(kPanelScratch));
     });
   }
 
  private:
-  static const float* pointer(const Tensor& tensor) {
-    return static_cast<const float*>(tensor.const_data_ptr());
-  }
-  static float* mutable_pointer(const Tensor& tensor) {
-    return static_cast<float*>(tensor.mutable_data_ptr());
-  }
-
   int64_t weights_at(int64_t r, int64_t s) const {
     return ((first_r + r) * kernel_s + first_s + s) * conv.C;
   }
@@ -111,7 +104,7 @@ struct PanelProducts {
   static void run(const PanelConv2d& sum, const PanelTarget& target, int64_t columns, Kernel kernel,
                   const Tensor& map, const Tensor& weight, const Tensor& result) {
     in_ranges((sum.rows() + kPanel - 1) / kPanel, columns / kPanel, [&](const PanelRange& range) {
-      kernel(sum, target, range, pointer(map), pointer(weight), mutable_pointer(result),
+      kernel(sum, target, range, floats(map), floats(weight), mutable_floats(result),
              thread_scratch(kPanelScratch));
     });
   }

@@ -134,8 +134,8 @@ torch.library.register_autograd("skinfast::conv2d", _backward, setup_context=_se
 refuse_double_backward("conv2d_backward")
 register_lower_precision("conv2d", 0, 1, 2)
 
-# Measured on the samples: PyTorch's float32 is up to 2.2 times assert_close's default from float64,
-# ours up to 1.5 times.
+# Measured on the samples: PyTorch's float32 is up to 3.4 times assert_close's default from float64,
+# ours up to 3.3 times.
 TOLERANCES = {torch.float32: {"rtol": 5e-6, "atol": 4e-5}}
 
 
@@ -170,6 +170,10 @@ def sample_inputs(device: str, dtype: torch.dtype) -> Iterator[SampleInput]:
     yield sample("panels-of-two-pixels", (40, 32, 3, 3), (32, 32, 3, 3), padding=1)
     yield sample("panels-of-a-pixel-strided", (32, 32, 6, 4), (32, 32, 3, 3), stride=2, padding=1)
     yield sample("panels-in-parts", (32, 96, 2, 2), (32, 96, 3, 3), padding=1)
+    # Minimal filtering: even maps, 64 tiles or more, panels of rows that are full or are not.
+    yield sample("tiles", (16, 32, 4, 4), (64, 32, 3, 3), padding=1)
+    yield sample("tiles-of-several-maps", (5, 64, 10, 6), (32, 64, 3, 3), padding=1)
+    yield sample("tiles-in-parts", (37, 32, 4, 4), (32, 32, 3, 3), padding=1)
     yield sample("stem", (2, 3, 12, 12), (8, 3, 7, 7), stride=2, padding=3)
     yield sample("grouped", (2, 32, 3, 3), (6, 16, 3, 3), groups=2, dilation=2, padding=2)
     yield sample("empty", (0, 16, 4, 4), (8, 16, 1, 1))
