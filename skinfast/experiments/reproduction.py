@@ -73,7 +73,8 @@ def reproduce(
 
     A seed draws the split, the initial weights and the order of images. A figure is the mean over
     seeds; its interval draws lesions anew (see ``skinfast.evaluation.bootstrap``), together for
-    all cells, so that the differences between a split by image and one by lesion are paired.
+    all cells, so that the differences between a split by image and one by lesion, and those between
+    two models, are paired.
 
     Args:
         data: folder of HAM10000, or "synthetic".
@@ -126,6 +127,11 @@ def reproduce(
         {cell.name: [o.answers for o in group] for cell, group in finished.items() if group},
         replicates=replicates,
     )
+
+    def less(one: Cell, other: Cell) -> dict[str, Any]:
+        first, second = one.name, other.name
+        return as_json(difference(measured[first], measured[second], drawn[first], drawn[second]))
+
     content = {
         "data": first["data"]["source"],
         "quick": quick,
@@ -139,14 +145,24 @@ def reproduce(
                 "preset": cell.preset,
                 "image_size": cell.image_size,
                 "model": cell.model,
-                "difference": as_json(
-                    difference(measured[one], measured[other], drawn[one], drawn[other])
-                ),
+                "difference": less(cell, other),
             }
             for cell in runs
-            if cell.split == "image"
-            for one, other in [(cell.name, cell._replace(split="lesion").name)]
-            if one in measured and other in measured
+            for other in [cell._replace(split="lesion")]
+            if cell.split == "image" and {cell.name, other.name} <= measured.keys()
+        ],
+        "models": [
+            {
+                "preset": cell.preset,
+                "split": cell.split,
+                "image_size": cell.image_size,
+                "first": cell.model,
+                "second": other.model,
+                "difference": less(cell, other),
+            }
+            for other, cell in itertools.combinations(runs, 2)
+            if other == cell._replace(model=other.model)
+            and {cell.name, other.name} <= measured.keys()
         ],
         "environment": first["environment"],
     }

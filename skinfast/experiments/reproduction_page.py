@@ -57,6 +57,30 @@ def sections(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
         }
 
 
+def differences(content: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The tables of paired differences: a title, and rows with ``name`` and ``where``."""
+
+    def where(row: dict[str, Any]) -> str:
+        side = row["image_size"]
+        return f"{side}x{side}, {_PRESET_TITLES.get(row['preset'], row['preset'])}"
+
+    leak = [
+        {**row, "name": MODEL_TITLES[row["model"]], "where": where(row)} for row in content["leak"]
+    ]
+    models = [
+        {
+            **row,
+            "name": f"{MODEL_TITLES[row['first']]} less {MODEL_TITLES[row['second']]}",
+            "where": f"{where(row)}, split by {row['split']}",
+        }
+        for row in content.get("models", ())  # older files have none
+    ]
+    if leak:
+        yield "What the split by image adds: its figures less those of the split by lesion", leak
+    if models:
+        yield "Models against each other, on the same test images", models
+
+
 def markdown(content: dict[str, Any]) -> str:
     """All tables as Markdown."""
     parts = ["# The paper's tables, measured anew", _lede(content)]
@@ -87,22 +111,18 @@ def markdown(content: dict[str, Any]) -> str:
                 rows.append([f"{name}, the paper", *figures, "", ""])
         title = f"{section['table']}: {section['title']}" if section["table"] else section["title"]
         parts += [f"## {title}", markdown_table(head, rows)]
-    if content["leak"]:
-        rows = [
+    for heading, pairs in differences(content):
+        lines = [
             [
-                f"{MODEL_TITLES[row['model']]}, {row['image_size']}x{row['image_size']}, "
-                f"{_PRESET_TITLES.get(row['preset'], row['preset'])}",
+                f"{row['name']}, {row['where']}",
                 *(
                     with_interval(Estimate(**row["difference"][metric]), signed=True)
                     for metric in METRIC_TITLES
                 ),
             ]
-            for row in content["leak"]
+            for row in pairs
         ]
-        parts += [
-            "## What the split by image adds: its figures less those of the split by lesion",
-            markdown_table(["", *METRIC_TITLES.values()], rows),
-        ]
+        parts += [f"## {heading}", markdown_table(["", *METRIC_TITLES.values()], lines)]
     total = sum(content["class_counts"].values())
     rows = [
         [f"{CLASS_NAMES.get(name, name)} ({name})", str(count), f"{count / total:.1%}"]
@@ -130,7 +150,7 @@ def write_page(directory: str | os.PathLike[str], content: dict[str, Any]) -> Pa
         sections=list(sections(content)),
         metric_titles=METRIC_TITLES,
         model_titles=MODEL_TITLES,
-        preset_titles=_PRESET_TITLES,
+        differences=list(differences(content)),
         class_names=CLASS_NAMES,
         goal=goal,
     )

@@ -86,6 +86,21 @@ def test_every_cell_is_the_mean_of_its_trainings(paired_data, tmp_path, short):
             gap = by_image[metric]["value"] - by_lesion[metric]["value"]
             assert row["difference"][metric]["value"] == pytest.approx(gap)
     assert len(content["leak"]) == 4
+    for row in content["models"]:
+        first, second = (
+            next(
+                c["metrics"]
+                for c in cells
+                if (c["preset"], c["split"], c["model"]) == (row["preset"], row["split"], model)
+            )
+            for model in (row["first"], row["second"])
+        )
+        assert (row["first"], row["second"]) == ("cnn", "logistic-regression")
+        for metric in METRICS:
+            gap = first[metric]["value"] - second[metric]["value"]
+            assert row["difference"][metric]["value"] == pytest.approx(gap)
+    assert len(content["models"]) == 4
+    assert "CNN less logistic regression" in (tmp_path / "reproduction.md").read_text()
     assert content["class_counts"] == HAM10000(paired_data, 32).class_counts()
     assert json.loads((tmp_path / "reproduction.json").read_text()) == content
 

@@ -34,7 +34,9 @@ def test_layouts_of_output_and_gradients(side):
         assert tensor.is_contiguous(memory_format=LAST)
 
 
-@pytest.mark.parametrize(("channels", "side", "kernel"), [(256, 4, 3), (64, 16, 3), (512, 2, 3), (1024, 4, 1)])
+@pytest.mark.parametrize(
+    ("channels", "side", "kernel"), [(256, 4, 3), (64, 16, 3), (512, 2, 3), (1024, 4, 1)]
+)
 def test_float32_is_as_accurate_as_pytorch(channels, side, kernel):
     """On tiles as elsewhere: sums of parts of the numbers, with the errors of float32. MKL and
     oneDNN differ from each other by up to 2.2 times."""
