@@ -100,5 +100,5 @@ KERNELS = (
         case="1x2048x1x1",
         call=evaluation,
     ),
-    Kernel("update_kernel", "channel", bytes=12, operations=4, units=256, **_MAP),
+    Kernel("update_kernel", "channel", bytes=24, operations=8, units=256, **_MAP),
 )

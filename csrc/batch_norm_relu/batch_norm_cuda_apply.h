@@ -181,14 +181,27 @@ __global__ void evaluation_kernel(BatchNormForward a) {
                          static_cast<const A*>(a.running_var)[channel]);
 }
 
-// running and batch [C]; running has a stride.
+// One running statistic [C], whose elements are `stride` apart, and the batch's.
 template <typename T>
-__global__ void update_kernel(T* running, int64_t stride, const accumulate_t<T>* batch,
-                              accumulate_t<T> factor, accumulate_t<T> momentum, int64_t channels) {
+struct RunningStatistic {
+  T* running;
+  int64_t stride;
+  const accumulate_t<T>* batch;
+  accumulate_t<T> factor;
+
+  __device__ void update(int64_t channel, accumulate_t<T> momentum) const {
+    T& own = running[channel * stride];
+    own = updated_statistic(own, batch[channel] * factor, momentum);
+  }
+};
+
+template <typename T>
+__global__ void update_kernel(RunningStatistic<T> mean, RunningStatistic<T> variance,
+                              accumulate_t<T> momentum, int64_t channels) {
   const int64_t channel = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (channel >= channels) return;
-  T& own = running[channel * stride];
-  own = updated_statistic(own, batch[channel] * factor, momentum);
+  mean.update(channel, momentum);
+  variance.update(channel, momentum);
 }
 
 }  // namespace skinfast

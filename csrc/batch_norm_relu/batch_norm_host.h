@@ -245,8 +245,8 @@ FourTensors batch_norm_backward_host(const BatchNormBackwardInputs& in, const La
   });
 }
 
-// running_mean, running_var, mean, variance [C]; `launch(running, batch, factor)` moves one running
-// statistic towards factor * batch.
+// running_mean, running_var, mean, variance [C]; `launch(mean, variance, unbiased)` moves the
+// running statistics towards mean and unbiased * variance.
 template <typename Launch>
 void batch_norm_update_host(const Tensor& running_mean, const Tensor& running_var,
                             const Tensor& mean, const Tensor& variance, int64_t count,
@@ -267,8 +267,8 @@ void batch_norm_update_host(const Tensor& running_mean, const Tensor& running_va
   if (mean.numel() == 0) return;
   // torch.var's correction: running_var is an estimate of the population's variance.
   const double unbiased = static_cast<double>(count) / static_cast<double>(count - 1);
-  launch(running_mean, dense(mean, MemoryFormat::Contiguous), 1.0);
-  launch(running_var, dense(variance, MemoryFormat::Contiguous), unbiased);
+  launch(dense(mean, MemoryFormat::Contiguous), dense(variance, MemoryFormat::Contiguous),
+         unbiased);
 }
 
 }  // namespace skinfast

@@ -146,12 +146,14 @@ void update_statistic(const Tensor& running, const Tensor& batch, double factor,
 void batch_norm_update_cpu(const Tensor& running_mean, const Tensor& running_var,
                            const Tensor& mean, const Tensor& variance, int64_t count,
                            double momentum) {
-  batch_norm_update_host(running_mean, running_var, mean, variance, count,
-                         [&](const Tensor& running, const Tensor& batch, double factor) {
-                           SKINFAST_CPU_DISPATCH(dtype_of(running), T, {
-                             update_statistic<T>(running, batch, factor, momentum);
-                           });
-                         });
+  batch_norm_update_host(
+      running_mean, running_var, mean, variance, count,
+      [&](const Tensor& batch_mean, const Tensor& batch_variance, double unbiased) {
+        SKINFAST_CPU_DISPATCH(dtype_of(running_mean), T, {
+          update_statistic<T>(running_mean, batch_mean, 1.0, momentum);
+          update_statistic<T>(running_var, batch_variance, unbiased, momentum);
+        });
+      });
 }
 
 }  // namespace

@@ -26,14 +26,19 @@ void batch_norm_update_cuda(const Tensor& running_mean, const Tensor& running_va
                             double momentum) {
   batch_norm_update_host(
       running_mean, running_var, mean, variance, count,
-      [&](const Tensor& running, const Tensor& batch, double factor) {
-        const DeviceGuard guard(running.get_device_index());
-        const int64_t channels = running.numel();
-        SKINFAST_CUDA_DISPATCH(dtype_of(running), T, {
+      [&](const Tensor& batch_mean, const Tensor& batch_variance, double unbiased) {
+        const DeviceGuard guard(mean.get_device_index());
+        const int64_t channels = mean.numel();
+        SKINFAST_CUDA_DISPATCH(dtype_of(running_mean), T, {
+          using A = accumulate_t<T>;
+          const auto statistic = [](const Tensor& running, const Tensor& batch, double factor) {
+            return RunningStatistic<T>{
+                static_cast<T*>(running.mutable_data_ptr()), running.stride(0),
+                static_cast<const A*>(batch.const_data_ptr()), static_cast<A>(factor)};
+          };
           launch(&update_kernel<T>, dim3(static_cast<unsigned>(ceil_divide(channels, kThreads))),
-                 kThreads, 0, current_stream(running), static_cast<T*>(running.mutable_data_ptr()),
-                 running.stride(0), static_cast<const accumulate_t<T>*>(batch.const_data_ptr()),
-                 factor, momentum, channels);
+                 kThreads, 0, current_stream(mean), statistic(running_mean, batch_mean, 1.0),
+                 statistic(running_var, batch_variance, unbiased), momentum, channels);
         });
       });
 }

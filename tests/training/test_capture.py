@@ -137,6 +137,46 @@ def test_casts_of_weights_are_folded_into_adam():
     assert calls.count(torch.ops.aten._to_copy.default) <= 4  # images, logits and back, the loss
 
 
+class Counting(torch.nn.Linear):
+    """Counts its calls twice: one count is read in between."""
+
+    def __init__(self):
+        super().__init__(12, 7)
+        self.register_buffer("calls", torch.tensor(0))
+        self.register_buffer("read", torch.tensor(0))
+
+    def forward(self, x):
+        self.calls.add_(1)
+        self.read.add_(1)
+        return super().forward(x.flatten(1)) * self.read
+
+
+def test_counts_of_a_step_are_joined_in_one_call():
+    _, captured = steps("resnet50", 32, "float32")
+    for seed in range(3):
+        captured(*batch("resnet50", 32, seed))
+    with Calls() as calls:
+        captured(*batch("resnet50", 32, 3))
+    assert calls.count(torch.ops.aten._foreach_add_.Scalar) == 1
+    assert calls.count(torch.ops.aten.add_.Tensor) == 0
+    counts = [b for name, b in captured.model.named_buffers() if "num_batches" in name]
+    assert len(counts) == 53 and all(count == 4 for count in counts)
+
+
+def test_a_count_that_is_read_is_left_where_it_is():
+    model = Counting()
+    step = TrainStep(model, Adam(model.parameters()), CrossEntropyLoss(),
+                     device=torch.device("cpu"), precision="float32", capture=True)  # fmt: skip
+    other = copy.deepcopy(model)
+    eager = TrainStep(other, Adam(other.parameters()), CrossEntropyLoss(),
+                      device=torch.device("cpu"), precision="float32")  # fmt: skip
+    for seed in range(4):
+        for each in (step, eager):
+            each(*batch("cnn", 2, seed))
+    assert model.calls == model.read == 4
+    assert_equal_bits(eager, step)
+
+
 SETTINGS = [
     {"lr_schedule": "cosine", "warmup_epochs": 0.5, "ema_decay": 0.9, "rotate": True},
     {"lr_schedule": "one-cycle", "loss": "focal", "class_weights": True, "color_jitter": 0.2},
