@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import statistics
 import sys
@@ -20,13 +21,14 @@ from skinfast.environment import environment
 from skinfast.evaluation import write_result
 from skinfast.files import atomic_write_text
 from skinfast.training import TrainConfig, prepare, train
+from skinfast.training.config import PRECISIONS
 
 SETTINGS = (
     TrainConfig(model="cnn", image_size=64, epochs=10),
     TrainConfig(model="cnn", image_size=32, epochs=10),
     TrainConfig(model="logistic-regression", image_size=64, epochs=5),
     TrainConfig(model="logistic-regression", image_size=32, epochs=5),
-    TrainConfig(model="resnet50", image_size=32, epochs=2, precision="bfloat16"),
+    TrainConfig(model="resnet50", image_size=32, epochs=2),
 )
 BACKENDS = ("skinfast", "torch")
 FIGURES = ("accuracy", "balanced_accuracy")
@@ -47,16 +49,19 @@ def main() -> None:
     options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     options.add_argument("--seeds", type=int, default=3, metavar="N")
     options.add_argument("--model", action="append", help="default: all")
+    options.add_argument("--precision", action="append", choices=PRECISIONS, help="default: both")
     options.add_argument("--output", metavar="FILE", type=Path, help="write JSON")
     given = options.parse_args()
     rows = []
     print(
         f"{'model':<21}{'images':<9}{'epochs':<8}{'precision':<11}{'backend':<10}accuracy by seed"
     )
-    for setting in SETTINGS:
+    for setting, precision in itertools.product(SETTINGS, given.precision or PRECISIONS):
         if given.model and setting.model not in given.model:
             continue
-        config = dataclasses.replace(setting, data=given.data, device=given.device)
+        config = dataclasses.replace(
+            setting, precision=precision, data=given.data, device=given.device
+        )
         for backend in BACKENDS:
             seeds = range(given.seeds)
             results = [
