@@ -62,6 +62,30 @@ def test_float32_is_as_accurate_as_pytorch(channels, side, kernel):
         assert (ours - exact).norm() <= 3 * (pytorch - exact).norm()
 
 
+@pytest.mark.parametrize(("side", "kernel"), [(8, 3), (2, 3), (2, 1)])
+def test_own_kernels_do_not_depend_on_the_number_of_threads(side, kernel):
+    generator = torch.Generator().manual_seed(0)
+    x, weight, grad = (
+        torch.randn(shape, generator=generator).to(memory_format=LAST)
+        for shape in [(40, 64, side, side), (96, 64, kernel, kernel), (40, 96, side, side)]
+    )
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            inputs = x.clone().requires_grad_(), weight.clone().requires_grad_()
+            with torch.profiler.profile() as profile:
+                output = conv2d(*inputs, padding=kernel // 2)
+                results.append([output, *torch.autograd.grad(output, inputs, grad)])
+    finally:
+        torch.set_num_threads(threads)
+    if any(event.key in ("aten::mm", "aten::convolution") for event in profile.key_averages()):
+        pytest.skip("PyTorch computes it on this CPU")
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 def test_numbers_of_every_size_keep_their_digits():
     """The parts of a number are as far apart as its digits, whatever its exponent."""
     generator = torch.Generator().manual_seed(0)
@@ -76,6 +100,17 @@ def test_nan_stays_where_it_is():
     x[3, 5] = float("nan")
     output = conv2d(x, torch.ones(32, 32, 1, 1))
     assert output[3].isnan().all() and output.isnan().sum() == output[3].numel()
+
+
+def test_nan_stays_in_the_tiles_that_touch_it():
+    """Of minimal filtering, 2x2 outputs; other ways keep it to the pixels under the kernel."""
+    x = torch.ones(8, 32, 12, 10).to(memory_format=LAST)
+    x[3, 5, 5, 4] = float("nan")
+    found = conv2d(x, torch.ones(64, 32, 3, 3).to(memory_format=LAST), padding=1).isnan()
+    under, around = torch.zeros(2, *found.shape, dtype=torch.bool)
+    under[3, :, 4:7, 3:6] = True
+    around[3, :, 4:8, 2:6] = True
+    assert found[under].all() and not found[~around].any()
 
 
 def test_taps_that_meet_only_padding_get_a_gradient_of_zero():
