@@ -163,7 +163,7 @@ enum class Way { kAten, kProducts, kPanels, kWinograd };
 
 // Up to how many rows, those of the result or, for the gradient of the weight, those summed over,
 // panels are the faster way; measured, see docs/performance.md. On larger maps oneDNN's direct
-// convolution has less to copy; but its gradient of the weight is slow in AVX2.
+// convolution has less to copy; but its gradient of the weight is slow, above all in AVX2.
 int64_t most_panel_rows(const PatchConv2d& conv, bool is_weight_gradient) {
   if (cpu_isa() == Isa::kAmxBf16) return 4096;
   if (!is_weight_gradient) return 1024;

@@ -78,12 +78,12 @@ class TilePanels {
   _tile_dpbf16ps(2, 5, 6);  \
   _tile_dpbf16ps(3, 5, 7)
 
-  // c [32, 32] (+)= a b, over so many blocks of each; `a` packed across its rows,
+  // c [32, 32] (+)= a b, over so many blocks of each, the left ones packed by pack_left_across,
   static void multiply_across(const uint32_t* a, const uint32_t* b, int64_t blocks, float* c,
                               int64_t row_stride, bool accumulate) {
     multiply(a, b, blocks, c, row_stride, accumulate);
   }
-  // or by rows, which gives the same block. The small products first.
+  // or by pack_left_row, which gives the same block. The small products first.
   static void multiply(const uint32_t* a, const uint32_t* b, int64_t blocks, float* c,
                        int64_t row_stride, bool accumulate) {
     const int64_t bytes = row_stride * static_cast<int64_t>(sizeof(float));

@@ -32,12 +32,12 @@ struct VectorPanels {
   // 32 rows of 32 numbers, summed over along them.
   static void pack_right_along(const float* const* rows, float* block) { turn_over(rows, block); }
 
-  // c [32, 32] (+)= a b, over so many blocks of each; `a` packed by rows,
+  // c [32, 32] (+)= a b, over so many blocks of each, the left ones packed by pack_left_row,
   static void multiply(const float* a, const float* b, int64_t blocks, float* c, int64_t row_stride,
                        bool accumulate) {
     multiply_panel<kPanel, 1>(a, b, blocks, c, row_stride, accumulate);
   }
-  // or across them.
+  // or by pack_left_across.
   static void multiply_across(const float* a, const float* b, int64_t blocks, float* c,
                               int64_t row_stride, bool accumulate) {
     multiply_panel<1, kPanel>(a, b, blocks, c, row_stride, accumulate);
@@ -52,7 +52,7 @@ struct VectorPanels {
   static constexpr int64_t kRows = kLanes<float> == 16 ? 12 : 6;
   static constexpr int64_t kLine = 16;  // floats
   static constexpr int64_t kTail = 8, kTailRows = kLanes<float> == 16 ? 8 : 4;
-  static_assert(kPanel % kColumns == 0 && (kPanel - kTail) % kRows == 0);
+  static_assert(kPanel % kColumns == 0 && (kPanel - kTail) % kRows == 0 && kTail % kTailRows == 0);
 
   // In a block of the left operand the next row is kRow numbers on, the next one summed over kDeep.
   template <int64_t kRow, int64_t kDeep>
@@ -100,8 +100,8 @@ struct VectorPanels {
         }
       }
     }
-    if (accumulate) {  // only now: begun with, c would make one chain of all numbers, which rounds
-                       // more
+    // Only now: a sum that begins with c is one chain over all panels, which rounds more.
+    if (accumulate) {
       const float* before = c;
 #pragma GCC unroll 12
       for (int64_t i = 0; i < kCount; ++i, before += row_stride) {

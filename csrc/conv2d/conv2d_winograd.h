@@ -9,8 +9,8 @@
 // (conv2d_panels.h). The gradient of the input is the same sum with the kernel turned around, that
 // of the weight the adjoint of the three transforms around 16 sums over the tiles.
 //
-// Sums round a little differently than a plain convolution's, and a NaN or an infinite pixel
-// reaches all four pixels of a tile that it touches (docs/numerics.md).
+// In the sums every pixel under the kernel also meets weights of other places, which cancel: what
+// that costs is said in docs/numerics.md.
 #pragma once
 
 #include "conv2d/conv2d_panels.h"
@@ -18,12 +18,12 @@
 namespace skinfast {
 
 // Components of a tile: rows of four. Those of a row share the transform in the first dimension.
-constexpr int kWinogradSide = 4, kWinograd = kWinogradSide * kWinogradSide;
+constexpr int kWinogradSide = 4, kWinogradComponents = kWinogradSide * kWinogradSide;
+constexpr int64_t kWinogradGap = kPanel;  // elements, or all components would share a cache's set
 
 // Maps [N, H, W, C] to [N, H, W, K], padding 1; H and W are even, C and K come in panels.
 struct WinogradConv2d {
-  // Beyond them a panel of rows outgrows the cache.
-  static constexpr int64_t kMostChannels = 512;
+  static constexpr int64_t kMostChannels = 512;  // for more nobody has measured
   int64_t N, H, W, C, K;
 
   int64_t tiles() const { return H / 2 * (W / 2); }
@@ -31,23 +31,30 @@ struct WinogradConv2d {
   int64_t rows() const { return N * tiles(); }
   int64_t row_panels() const { return (rows() + kPanel - 1) / kPanel; }
   // Elements of the transformed weights: a panel of [C, 32] for each component and 32 filters.
-  int64_t weight_elements() const { return kWinograd * C * K; }
+  int64_t weight_elements() const { return kWinogradComponents * C * K; }
+
+  // Panels of rows that winograd_products packs at a time: as many as a core's cache holds.
+  int64_t packed_panels() const { return C <= 64 ? 4 : C <= 128 ? 2 : 1; }
+  // Panels of rows that winograd_weight_sums sums over at a time, likewise.
+  int64_t summed_panels() const {
+    const int64_t wider = C > K ? C : K;
+    return wider <= 128 ? 8 : 1024 / wider > 1 ? 1024 / wider : 1;
+  }
+
+  // Elements from one component to the next of what those two pack,
+  int64_t packed_stride() const { return packed_panels() * kPanel * C + kWinogradGap; }
+  int64_t product_stride() const { return packed_panels() * kPanel * kPanel + kWinogradGap; }
+  int64_t summed_stride(int64_t channels) const {
+    return summed_panels() * kPanel * channels + kWinogradGap;
+  }
+  // and bytes of a task's scratch, which begins at a cache line.
+  int64_t products_scratch() const {
+    return 4 * kWinogradComponents * (packed_stride() + product_stride());
+  }
+  int64_t sums_scratch() const { return 4 * kWinogradSide * (summed_stride(C) + summed_stride(K)); }
 };
-
-constexpr int64_t kWinogradRows = 4;      // panels of rows packed at a time, at most
-constexpr int64_t kWinogradBlocks = 8;    // panels of rows summed over at a time, at most
-constexpr int64_t kWinogradGap = kPanel;  // elements, or 16 components would share a cache's set
-
-// Bytes of a task's scratch, which begins at a cache line: the packed pixels of as many rows as the
-// channels leave room for, and the products of 32 columns;
-constexpr int64_t kWinogradProductsScratch =
-    4 * kWinograd *
-    (kPanel * WinogradConv2d::kMostChannels + kWinogradRows * kPanel * kPanel + 2 * kWinogradGap);
-// both operands of a row of components;
-constexpr int64_t kWinogradWeightScratch =
-    4 * kWinogradSide * 2 * (2 * kPanel * WinogradConv2d::kMostChannels + kWinogradGap);
-// 32 filters' weights for 32 channels.
-constexpr int64_t kWinogradTransformScratch = 4 * kWinograd * (kPanel * kPanel + kWinogradGap);
+constexpr int64_t kWinogradBlockStride = kPanel * kPanel + kWinogradGap;
+constexpr int64_t kWinogradWeightScratch = 4 * kWinogradComponents * kWinogradBlockStride;
 
 // CPU kernels.
 // The weights [K, 3, 3, C] transformed, for the convolution or for the gradient of its input:
@@ -61,8 +68,7 @@ SKINFAST_DECLARE_KERNEL(void winograd_transform_weight(const WinogradConv2d& con
 SKINFAST_DECLARE_KERNEL(void winograd_products(const WinogradConv2d& conv, const float* map,
                                                const float* transformed, float* result,
                                                int64_t begin, int64_t end, void* scratch))
-// sums [16, K, C] over the tiles, items [begin, end) of 4 * K / 32: a row of
-// components, 32 filters.
+// sums [16, K, C] over the tiles, items [begin, end) of 16 * K / 32: a component of 32 filters.
 SKINFAST_DECLARE_KERNEL(void winograd_weight_sums(const WinogradConv2d& conv,
                                                   const float* grad_output, const float* map,
                                                   float* sums, int64_t begin, int64_t end,

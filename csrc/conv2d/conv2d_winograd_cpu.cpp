@@ -40,12 +40,14 @@ void transform_sums(const Floats* u, int step, Floats* result, int result_step) 
   result[2 * result_step] = sum + u[3 * step];
 }
 
+constexpr int64_t kMostPackedPanels = 4;
+
 // The rows of a panel: a tile of one image after the other.
-struct TilePanel {
+struct TileRows {
   int64_t n[kPanel], h[kPanel], w[kPanel];  // the image, the tile's first pixel
   int64_t count;
 
-  TilePanel(const WinogradConv2d& conv, int64_t first) {
+  void set(const WinogradConv2d& conv, int64_t first) {
     count = smaller(conv.rows() - first, kPanel);
     int64_t image = first % conv.N, tile = first / conv.N;
     for (int64_t i = 0; i < count; ++i) {
@@ -69,36 +71,39 @@ struct TilePanel {
 };
 
 // B^T d B of a row's pixels, all channels: row i of the blocks of every component.
-void pack_pixels(const WinogradConv2d& conv, const TilePanel& panel, const float* map, int64_t i,
+void pack_pixels(const WinogradConv2d& conv, const TileRows& rows, const float* map, int64_t i,
                  float* packed, int64_t component_stride) {
-  const float* pixels[kWinograd];
-  for (int t = 0; t < kWinograd; ++t) {
-    pixels[t] = panel.pixel(conv, conv.C, map, i, t / 4 - 1, t % 4 - 1);
+  const float* pixels[kWinogradComponents];
+  for (int t = 0; t < kWinogradComponents; ++t) {
+    pixels[t] = rows.pixel(conv, conv.C, map, i, t / 4 - 1, t % 4 - 1);
   }
   for (int64_t c = 0; c < conv.C; c += L) {
-    Floats d[kWinograd];
-    for (int t = 0; t < kWinograd; ++t) d[t] = pixels[t] ? load_vector(pixels[t] + c) : Floats{};
-    Floats down[kWinograd], result[kWinograd];
+    Floats d[kWinogradComponents];
+    for (int t = 0; t < kWinogradComponents; ++t)
+      d[t] = pixels[t] ? load_vector(pixels[t] + c) : Floats{};
+    Floats down[kWinogradComponents], result[kWinogradComponents];
     for (int s = 0; s < 4; ++s) transform_pixels(d + s, down + s, 4);
     for (int r = 0; r < 4; ++r) transform_pixels(down + 4 * r, result + 4 * r, 1);
     float* target = packed + c / kPanel * VectorPanels::kBlock + i * kPanel + c % kPanel;
-    for (int t = 0; t < kWinograd; ++t) store_vector(target + t * component_stride, result[t]);
+    for (int t = 0; t < kWinogradComponents; ++t)
+      store_vector(target + t * component_stride, result[t]);
   }
 }
 
 // A^T m A of a row's products, 32 columns of them: four pixels of the result.
-void unpack_products(const WinogradConv2d& conv, const TilePanel& panel, const float* products,
+void unpack_products(const WinogradConv2d& conv, const TileRows& rows, const float* products,
                      int64_t component_stride, int64_t i, int64_t column, float* result) {
+  float* targets[4];
+  for (int t = 0; t < 4; ++t)
+    targets[t] = rows.pixel(conv, conv.K, result, i, t / 2, t % 2) + column;
   for (int64_t c = 0; c < kPanel; c += L) {
-    Floats m[kWinograd], down[8], pixels[4];
-    for (int t = 0; t < kWinograd; ++t) {
+    Floats m[kWinogradComponents], down[8], pixels[4];
+    for (int t = 0; t < kWinogradComponents; ++t) {
       m[t] = load_vector(products + t * component_stride + i * kPanel + c);
     }
     for (int s = 0; s < 4; ++s) transform_products(m + s, 4, down + s, 4);
     for (int r = 0; r < 2; ++r) transform_products(down + 4 * r, 1, pixels + 2 * r, 1);
-    for (int t = 0; t < 4; ++t) {
-      store_vector(panel.pixel(conv, conv.K, result, i, t / 2, t % 2) + column + c, pixels[t]);
-    }
+    for (int t = 0; t < 4; ++t) store_vector(targets[t] + c, pixels[t]);
   }
 }
 
@@ -107,7 +112,6 @@ void unpack_products(const WinogradConv2d& conv, const TilePanel& panel, const f
 void winograd_transform_weight(const WinogradConv2d& conv, bool is_input_gradient,
                                const float* weight, float* transformed, int64_t begin, int64_t end,
                                void* scratch) {
-  constexpr int64_t kStride = kPanel * kPanel + kWinogradGap;
   float* block = static_cast<float*>(scratch);  // of every component, [filter, channel]
   const int64_t filter_panels = conv.K / kPanel, channel_panels = conv.C / kPanel;
   for (int64_t item = begin; item < end; ++item) {
@@ -115,18 +119,18 @@ void winograd_transform_weight(const WinogradConv2d& conv, bool is_input_gradien
     for (int64_t i = 0; i < kPanel; ++i) {
       const float* row = weight + (filter * kPanel + i) * 9 * conv.C + channel * kPanel;
       for (int64_t c = 0; c < kPanel; c += L) {
-        Floats g[9], down[12], result[kWinograd];
+        Floats g[9], down[12], result[kWinogradComponents];
         for (int t = 0; t < 9; ++t) g[t] = load_vector(row + t * conv.C + c);
         for (int s = 0; s < 3; ++s) transform_weights(g + s, 3, down + s, 3);
         for (int r = 0; r < 4; ++r) transform_weights(down + 3 * r, 1, result + 4 * r, 1);
-        for (int t = 0; t < kWinograd; ++t) {
-          store_vector(block + t * kStride + i * kPanel + c, result[t]);
+        for (int t = 0; t < kWinogradComponents; ++t) {
+          store_vector(block + t * kWinogradBlockStride + i * kPanel + c, result[t]);
         }
       }
     }
-    for (int t = 0; t < kWinograd; ++t) {
+    for (int t = 0; t < kWinogradComponents; ++t) {
       const float* rows[kPanel];
-      for (int64_t i = 0; i < kPanel; ++i) rows[i] = block + t * kStride + i * kPanel;
+      for (int64_t i = 0; i < kPanel; ++i) rows[i] = block + t * kWinogradBlockStride + i * kPanel;
       if (is_input_gradient) {
         // G turns a kernel around by exchanging its first and last component.
         constexpr int kTurned[] = {3, 1, 2, 0};
@@ -146,24 +150,20 @@ void winograd_transform_weight(const WinogradConv2d& conv, bool is_input_gradien
 void winograd_products(const WinogradConv2d& conv, const float* map, const float* transformed,
                        float* result, int64_t begin, int64_t end, void* scratch) {
   const int64_t blocks = conv.C / kPanel, panel_elements = blocks * VectorPanels::kBlock;
-  // As many panels as fill the cache; weights are then read the less often.
-  constexpr int64_t kPackedChannels = 256;
-  const int64_t most =
-      smaller(kWinogradRows, conv.C < kPackedChannels ? kPackedChannels / conv.C : 1);
-  const int64_t stride = most * panel_elements + kWinogradGap;
-  const int64_t product_stride = most * VectorPanels::kBlock + kWinogradGap;
+  const int64_t stride = conv.packed_stride(), product_stride = conv.product_stride();
   float* packed = static_cast<float*>(scratch);
-  float* products = packed + kWinograd * stride;
-  for (int64_t first = begin; first < end; first += most) {
-    const int64_t panels = smaller(most, end - first);
+  float* products = packed + kWinogradComponents * stride;
+  TileRows rows[kMostPackedPanels];
+  for (int64_t first = begin; first < end; first += conv.packed_panels()) {
+    const int64_t panels = smaller(conv.packed_panels(), end - first);
     for (int64_t p = 0; p < panels; ++p) {
-      const TilePanel panel(conv, (first + p) * kPanel);
+      rows[p].set(conv, (first + p) * kPanel);
       for (int64_t i = 0; i < kPanel; ++i) {
-        pack_pixels(conv, panel, map, i, packed + p * panel_elements, stride);
+        pack_pixels(conv, rows[p], map, i, packed + p * panel_elements, stride);
       }
     }
     for (int64_t column = 0; column < conv.K / kPanel; ++column) {
-      for (int t = 0; t < kWinograd; ++t) {
+      for (int t = 0; t < kWinogradComponents; ++t) {
         const float* right = transformed + (t * (conv.K / kPanel) + column) * panel_elements;
         for (int64_t p = 0; p < panels; ++p) {
           VectorPanels::multiply(packed + t * stride + p * panel_elements, right, blocks,
@@ -172,9 +172,8 @@ void winograd_products(const WinogradConv2d& conv, const float* map, const float
         }
       }
       for (int64_t p = 0; p < panels; ++p) {
-        const TilePanel panel(conv, (first + p) * kPanel);
-        for (int64_t i = 0; i < panel.count; ++i) {
-          unpack_products(conv, panel, products + p * VectorPanels::kBlock, product_stride, i,
+        for (int64_t i = 0; i < rows[p].count; ++i) {
+          unpack_products(conv, rows[p], products + p * VectorPanels::kBlock, product_stride, i,
                           column * kPanel, result);
         }
       }
@@ -195,14 +194,14 @@ constexpr PixelPair kPixelPairs[] = {{0, 2, -1}, {1, 2, 1}, {2, 1, -1}, {1, 3, -
 constexpr float kOutputSigns[][2] = {{1, 0}, {1, 1}, {1, -1}, {0, -1}};
 
 // Components (r, 0) to (r, 3) of B^T d B, all channels: row i of the components' blocks.
-void pack_component_pixels(const WinogradConv2d& conv, const TilePanel& panel, const float* map,
+void pack_component_pixels(const WinogradConv2d& conv, const TileRows& rows, const float* map,
                            int r, int64_t i, float* packed, int64_t component_stride,
                            int64_t channel_stride) {
   const PixelPair pair = kPixelPairs[r];
   const float *first[4], *second[4];
   for (int s = 0; s < 4; ++s) {
-    first[s] = panel.pixel(conv, conv.C, map, i, pair.first - 1, s - 1);
-    second[s] = panel.pixel(conv, conv.C, map, i, pair.second - 1, s - 1);
+    first[s] = rows.pixel(conv, conv.C, map, i, pair.first - 1, s - 1);
+    second[s] = rows.pixel(conv, conv.C, map, i, pair.second - 1, s - 1);
   }
   for (int64_t c = 0; c < conv.C; c += L) {
     Floats down[4], result[4];
@@ -217,18 +216,20 @@ void pack_component_pixels(const WinogradConv2d& conv, const TilePanel& panel, c
 }
 
 // Components (r, 0) to (r, 3) of A y A^T, 32 filters: row i of the components' blocks.
-void pack_component_gradients(const WinogradConv2d& conv, const TilePanel& panel,
+void pack_component_gradients(const WinogradConv2d& conv, const TileRows& rows,
                               const float* grad_output, int r, int64_t i, int64_t filter,
                               float* packed, int64_t component_stride) {
   for (int64_t c = 0; c < kPanel; c += L) {
     Floats down[2] = {};
-    for (int k = 0; k < 4 && i < panel.count; ++k) {
-      const float* pixel = panel.pixel(conv, conv.K, grad_output, i, k / 2, k % 2);
-      down[k % 2] += kOutputSigns[r][k / 2] * load_vector(pixel + filter + c);
+    for (int k = 0; k < 4 && i < rows.count; ++k) {
+      const float sign = kOutputSigns[r][k / 2];
+      if (sign == 0) continue;
+      const float* pixel = rows.pixel(conv, conv.K, grad_output, i, k / 2, k % 2);
+      down[k % 2] += sign * load_vector(pixel + filter + c);
     }
+    const Floats components[] = {down[0], down[0] + down[1], down[0] - down[1], -down[1]};
     for (int s = 0; s < kWinogradSide; ++s) {
-      store_vector(packed + s * component_stride + i * kPanel + c,
-                   kOutputSigns[s][0] * down[0] + kOutputSigns[s][1] * down[1]);
+      store_vector(packed + s * component_stride + i * kPanel + c, components[s]);
     }
   }
 }
@@ -238,47 +239,46 @@ void pack_component_gradients(const WinogradConv2d& conv, const TilePanel& panel
 void winograd_weight_sums(const WinogradConv2d& conv, const float* grad_output, const float* map,
                           float* sums, int64_t begin, int64_t end, void* scratch) {
   const int64_t filter_panels = conv.K / kPanel, channel_panels = conv.C / kPanel;
-  const int64_t wider = conv.C > conv.K ? conv.C : conv.K;
-  const int64_t depth = smaller(kWinogradBlocks, 2 * WinogradConv2d::kMostChannels / wider);
-  const int64_t panel_elements = depth * VectorPanels::kBlock;
-  const int64_t left_stride = filter_panels * panel_elements + kWinogradGap;
-  const int64_t right_stride = channel_panels * panel_elements + kWinogradGap;
+  const int64_t depth = conv.summed_panels(), panel_elements = depth * VectorPanels::kBlock;
+  const int64_t left_stride = conv.summed_stride(conv.K);
+  const int64_t right_stride = conv.summed_stride(conv.C);
   float* right = static_cast<float*>(scratch);
   float* left = right + kWinogradSide * right_stride;
-  for (int64_t item = begin; item < end;) {
-    const int r = static_cast<int>(item / filter_panels);
-    const int64_t first_filter = item % filter_panels;
-    const int64_t filters = smaller(filter_panels - first_filter, end - item);
-    item += filters;
+  const int64_t row_items = kWinogradSide * filter_panels;  // of a row of components
+  while (begin < end) {
+    const int r = static_cast<int>(begin / row_items);
+    const int64_t row_end = smaller(end, (r + 1) * row_items);
     for (int64_t first = 0; first < conv.row_panels(); first += depth) {
       const int64_t blocks = smaller(depth, conv.row_panels() - first);
       for (int64_t k = 0; k < blocks; ++k) {
-        const TilePanel panel(conv, (first + k) * kPanel);
+        TileRows rows;
+        rows.set(conv, (first + k) * kPanel);
         const int64_t block = k * VectorPanels::kBlock;
         for (int64_t i = 0; i < kPanel; ++i) {
-          pack_component_pixels(conv, panel, map, r, i, right + block, right_stride,
-                                panel_elements);
+          pack_component_pixels(conv, rows, map, r, i, right + block, right_stride, panel_elements);
         }
+        // Items of one component after the other: from filter_panels on they are all filters.
+        const int64_t filters = smaller(filter_panels, row_end - begin);
         for (int64_t f = 0; f < filters; ++f) {
+          const int64_t filter = (begin + f) % filter_panels;
           for (int64_t i = 0; i < kPanel; ++i) {
-            pack_component_gradients(conv, panel, grad_output, r, i, (first_filter + f) * kPanel,
-                                     left + f * panel_elements + block, left_stride);
+            pack_component_gradients(conv, rows, grad_output, r, i, filter * kPanel,
+                                     left + filter * panel_elements + block, left_stride);
           }
         }
       }
-      for (int s = 0; s < kWinogradSide; ++s) {
-        float* component = sums + (kWinogradSide * r + s) * conv.K * conv.C;
-        for (int64_t channel = 0; channel < channel_panels; ++channel) {
-          for (int64_t f = 0; f < filters; ++f) {
-            VectorPanels::multiply_across(
-                left + s * left_stride + f * panel_elements,
-                right + s * right_stride + channel * panel_elements, blocks,
-                component + (first_filter + f) * kPanel * conv.C + channel * kPanel, conv.C,
-                first > 0);
-          }
+      for (int64_t channel = 0; channel < channel_panels; ++channel) {
+        for (int64_t item = begin; item < row_end; ++item) {
+          const int64_t t = item / filter_panels, filter = item % filter_panels;
+          const int64_t s = t % kWinogradSide;
+          VectorPanels::multiply_across(
+              left + s * left_stride + filter * panel_elements,
+              right + s * right_stride + channel * panel_elements, blocks,
+              sums + (t * conv.K + filter * kPanel) * conv.C + channel * kPanel, conv.C, first > 0);
         }
       }
     }
+    begin = row_end;
   }
 }
 
@@ -286,8 +286,8 @@ void winograd_weight_gradient(const WinogradConv2d& conv, const float* sums, flo
                               int64_t begin, int64_t end) {
   for (int64_t filter = begin; filter < end; ++filter) {
     for (int64_t c = 0; c < conv.C; c += L) {
-      Floats u[kWinograd], down[12], g[9];
-      for (int t = 0; t < kWinograd; ++t) {
+      Floats u[kWinogradComponents], down[12], g[9];
+      for (int t = 0; t < kWinogradComponents; ++t) {
         u[t] = load_vector(sums + (t * conv.K + filter) * conv.C + c);
       }
       for (int s = 0; s < 4; ++s) transform_sums(u + s, 4, down + s, 4);

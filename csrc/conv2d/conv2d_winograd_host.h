@@ -35,9 +35,9 @@ struct WinogradProducts {
                        const Tensor& grad_weight) const {
     const Tensor sums = torch::stable::new_empty(x, {conv.weight_elements()});
     const auto sum = SKINFAST_KERNEL(winograd_weight_sums);
-    parallel_for(kWinogradSide * conv.K / kPanel, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(kWinogradComponents * conv.K / kPanel, 1, [&](int64_t begin, int64_t end) {
       sum(conv, floats(grad_output), floats(x), mutable_floats(sums), begin, end,
-          thread_scratch(kWinogradWeightScratch));
+          thread_scratch(conv.sums_scratch()));
     });
     const auto transform = SKINFAST_KERNEL(winograd_weight_gradient);
     parallel_for(conv.K, kPanel, [&](int64_t begin, int64_t end) {
@@ -53,12 +53,12 @@ struct WinogradProducts {
     const auto transform = SKINFAST_KERNEL(winograd_transform_weight);
     parallel_for(conv.K / kPanel * conv.C / kPanel, 1, [&](int64_t begin, int64_t end) {
       transform(conv, is_input_gradient, floats(weight), mutable_floats(transformed), begin, end,
-                thread_scratch(kWinogradTransformScratch));
+                thread_scratch(kWinogradWeightScratch));
     });
     const auto kernel = SKINFAST_KERNEL(winograd_products);
     parallel_for(from.row_panels(), 1, [&](int64_t begin, int64_t end) {
       kernel(from, floats(map), floats(transformed), mutable_floats(result), begin, end,
-             thread_scratch(kWinogradProductsScratch));
+             thread_scratch(from.products_scratch()));
     });
   }
 };

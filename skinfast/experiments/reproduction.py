@@ -129,8 +129,11 @@ def reproduce(
     )
 
     def less(one: Cell, other: Cell) -> dict[str, Any]:
-        first, second = one.name, other.name
-        return as_json(difference(measured[first], measured[second], drawn[first], drawn[second]))
+        a, b = one.name, other.name
+        return as_json(difference(measured[a], measured[b], drawn[a], drawn[b]))
+
+    def seeds_of(cell: Cell) -> list[int]:
+        return [outcome.config.seed for outcome in finished[cell]]
 
     content = {
         "data": first["data"]["source"],
@@ -153,16 +156,17 @@ def reproduce(
         ],
         "models": [
             {
-                "preset": cell.preset,
-                "split": cell.split,
-                "image_size": cell.image_size,
-                "first": cell.model,
-                "second": other.model,
-                "difference": less(cell, other),
+                "preset": later.preset,
+                "split": later.split,
+                "image_size": later.image_size,
+                "first": later.model,
+                "second": earlier.model,
+                "difference": less(later, earlier),
             }
-            for other, cell in itertools.combinations(runs, 2)
-            if other == cell._replace(model=other.model)
-            and {cell.name, other.name} <= measured.keys()
+            for earlier, later in itertools.combinations(runs, 2)
+            if later == earlier._replace(model=later.model)
+            # A seed draws the test images: of other seeds, the difference would be of other images.
+            and seeds_of(earlier) == seeds_of(later) != []
         ],
         "environment": first["environment"],
     }

@@ -32,6 +32,8 @@ NOTES = (
     "A figure of the paper is met where ours, the mean over seeds, is at least as high.",
     "A split by image has photographs of one lesion on both sides, so its test figures flatter. "
     "A split by lesion has not.",
+    "Differences are of the same draws of lesions. Where an interval excludes 0, the choice of "
+    "lesions hardly explains the difference; of twenty intervals one does so by chance.",
 )
 
 _PRESET_TITLES = {"paper": "the paper's settings", "best": "good settings"}
@@ -58,7 +60,7 @@ def sections(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def differences(content: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The tables of paired differences: a title, and rows with ``name`` and ``where``."""
+    """The tables of paired differences: what they show, and rows with ``name`` and ``where``."""
 
     def where(row: dict[str, Any]) -> str:
         side = row["image_size"]

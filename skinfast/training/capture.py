@@ -62,7 +62,7 @@ class CapturedStep:
     costs more than the ops of a small model and a tenth of ResNet-50's at 32x32. Recording computes
     nothing. A replay makes the calls of an eager step on the same tensors and on new inputs, so its
     results are the eager ones bit for bit; what the step read from Python stays as it was, shapes
-    and numbers included, except for Adam's learning rates.
+    and numbers included, except for Adam's learning rates. Counts of steps are made in one call.
 
     Under autocast, a parameter that is used in lower precision only is no longer converted at every
     step, nor its gradient back: Adam takes the gradient as it is and writes the copy.
@@ -159,14 +159,17 @@ class _Recording:
         return groups
 
     def join_counts(self) -> None:
-        """Count in one call what counts steps and is not read: 53 batch norms of ResNet-50 do."""
-        readers: dict[Any, list[tuple[fx.Node, fx.Node]]] = {}
+        """Count in one call what counts steps and is not read: 53 batch norms of ResNet-50 do.
+
+        A tensor that is read by way of another one, which shared its memory before the step, would
+        be read too early; the buffers of a model are no such.
+        """
+        uses: dict[Any, list[tuple[fx.Node, fx.Node]]] = {}
         for node in self._graph.find_nodes(op="get_attr"):
-            readers.setdefault(node.target, []).extend((node, user) for user in node.users)
+            uses.setdefault(node.target, []).extend((node, user) for user in node.users)
         counted: list[fx.Node] = []
-        for count, *others in readers.values():
-            value, add = count
-            if others or add.target != _ADD or add.args != (value, 1) or add.kwargs or add.users:
+        for value, add in (pairs[0] for pairs in uses.values() if len(pairs) == 1):
+            if add.target != _ADD or add.args != (value, 1) or add.kwargs or add.users:
                 continue
             counted.append(value)
             self._graph.erase_node(add)

@@ -138,17 +138,19 @@ def test_casts_of_weights_are_folded_into_adam():
 
 
 class Counting(torch.nn.Linear):
-    """Counts its calls twice: one count is read in between."""
+    """Counts its calls: one count is read in between, one by a view, one counts twice."""
 
     def __init__(self):
         super().__init__(12, 7)
-        self.register_buffer("calls", torch.tensor(0))
-        self.register_buffer("read", torch.tensor(0))
+        for name in ("calls", "read", "viewed", "twice"):
+            self.register_buffer(name, torch.tensor(0))
 
     def forward(self, x):
         self.calls.add_(1)
         self.read.add_(1)
-        return super().forward(x.flatten(1)) * self.read
+        self.viewed.add_(1)
+        self.twice.add_(1).add_(1)
+        return super().forward(x.flatten(1)) * self.read + self.viewed.view(1)
 
 
 def test_counts_of_a_step_are_joined_in_one_call():
@@ -173,8 +175,12 @@ def test_a_count_that_is_read_is_left_where_it_is():
     for seed in range(4):
         for each in (step, eager):
             each(*batch("cnn", 2, seed))
-    assert model.calls == model.read == 4
+    assert model.calls == model.read == 4 and model.twice == 8
     assert_equal_bits(eager, step)
+    with Calls() as calls:
+        step(*batch("cnn", 2, 4))
+    assert calls.count(torch.ops.aten._foreach_add_.Scalar) == 1
+    assert calls.count(torch.ops.aten.add_.Tensor) == 4
 
 
 SETTINGS = [
