@@ -100,13 +100,15 @@ def draw_confusion(cells: Sequence[Cell], classes: Sequence[str]) -> Figure:
         for cell in cells
         if (cell["preset"], cell["split"]) == ("best", "image") and cell["confusion_matrix"]
     ]
-    columns = len({cell["model"] for cell in cells})  # a row for each image size
-    rows = -(-len(cells) // columns)
-    figure = new_figure(3.7 * columns, 3.9 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid[len(cells) :]:
+    sizes = sorted({cell["image_size"] for cell in cells}, reverse=True)
+    models = [model for model in MODEL_TITLES if any(cell["model"] == model for cell in cells)]
+    figure = new_figure(3.7 * len(models), 3.9 * len(sizes))
+    grid = figure.subplots(len(sizes), len(models), squeeze=False)
+    for axes in grid.ravel():
         axes.set_axis_off()
-    for axes, cell in zip(grid, cells, strict=False):
+    for cell in cells:
+        axes = grid[sizes.index(cell["image_size"]), models.index(cell["model"])]
+        axes.set_axis_on()
         counts = np.array(cell["confusion_matrix"])
         shares = counts / counts.sum(1, keepdims=True)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -141,14 +143,23 @@ def write(figure: Figure, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, nargs="+", help="files that reproduce wrote")
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="draw there, of all files")
+    parser.add_argument(
+        "--figures",
+        type=Path,
+        metavar="DIR",
+        help="draw there: of all files, first come, first drawn",
+    )
     options = parser.parse_args()
     contents = [json.loads(path.read_text(encoding="utf-8")) for path in options.results]
     if options.figures is None:
         print("\n\n".join(markdown(content) for content in contents))
         return
     options.figures.mkdir(parents=True, exist_ok=True)
-    cells = [cell for content in contents for cell in content["cells"]]
+    places: dict[Any, Cell] = {}
+    for cell in (cell for content in contents for cell in content["cells"]):
+        place = tuple(cell[key] for key in ("preset", "split", "image_size", "model"))
+        places.setdefault(place, cell)
+    cells = list(places.values())
     counts = contents[0]["class_counts"]
     write(draw_cells(cells), options.figures / "reproduction_cells.svg")
     write(draw_classes(counts), options.figures / "reproduction_classes.svg")

@@ -148,14 +148,17 @@ struct Products {
   }
 };
 
-// Whether the sizes make products the faster way; measured, see docs/performance.md. oneDNN's
-// bfloat16 gradients are slow on any map that is not large. In float32 a product loses to its
-// direct convolution on large maps, and off Intel, where MKL is slow, already on medium ones.
-bool prefer_products(const PatchConv2d& conv, DType dtype) {
-  const bool narrow = dtype == DType::kBFloat16;
+// Whether the sizes make products the faster way; measured, see docs/performance.md. On Intel MKL's
+// products are fast and oneDNN's bfloat16 gradients slow on any map that is not large; off Intel
+// MKL's are slower, and of those gradients only that of the weight is slow.
+bool prefer_products(const PatchConv2d& conv, DType dtype, bool is_weight_gradient) {
+  constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
+  const bool narrow = dtype == DType::kBFloat16, intel = is_intel();
   if (conv.C < 16) return false;
-  if (conv.R * conv.S == 1) return narrow || conv.rows() <= (is_intel() ? 4096 : 256);
-  return conv.P * conv.Q <= (narrow ? 16 : 4);
+  if (conv.R * conv.S == 1) {
+    return conv.rows() <= (narrow ? (intel ? kAny : 2048) : (intel ? 4096 : 256));
+  }
+  return conv.P * conv.Q <= (narrow && (intel || is_weight_gradient) ? 16 : 4);
 }
 
 // How to compute a convolution or one of its gradients.
@@ -176,7 +179,7 @@ Way way_of(const PatchConv2d& conv, DType dtype, int64_t rows, bool is_weight_gr
     if (WinogradProducts::can(conv)) return Way::kWinograd;
     if (rows <= most_panel_rows(conv, is_weight_gradient)) return Way::kPanels;
   }
-  return prefer_products(conv, dtype) ? Way::kProducts : Way::kAten;
+  return prefer_products(conv, dtype, is_weight_gradient) ? Way::kProducts : Way::kAten;
 }
 
 std::optional<Products> as_products(const Tensor& x, const Tensor& weight,
