@@ -24,6 +24,7 @@ constexpr int64_t kWinogradGap = kPanel;  // elements, or all components would s
 // Maps [N, H, W, C] to [N, H, W, K], padding 1; H and W are even, C and K come in panels.
 struct WinogradConv2d {
   static constexpr int64_t kMostChannels = 512;  // for more nobody has measured
+  static constexpr int64_t kMostPackedPanels = 4;
   int64_t N, H, W, C, K;
 
   int64_t tiles() const { return H / 2 * (W / 2); }
@@ -34,7 +35,7 @@ struct WinogradConv2d {
   int64_t weight_elements() const { return kWinogradComponents * C * K; }
 
   // Panels of rows that winograd_products packs at a time: as many as a core's cache holds.
-  int64_t packed_panels() const { return C <= 64 ? 4 : C <= 128 ? 2 : 1; }
+  int64_t packed_panels() const { return C <= 64 ? kMostPackedPanels : C <= 128 ? 2 : 1; }
   // Panels of rows that winograd_weight_sums sums over at a time, likewise.
   int64_t summed_panels() const {
     const int64_t wider = C > K ? C : K;

@@ -40,8 +40,6 @@ void transform_sums(const Floats* u, int step, Floats* result, int result_step) 
   result[2 * result_step] = sum + u[3 * step];
 }
 
-constexpr int64_t kMostPackedPanels = 4;
-
 // The rows of a panel: a tile of one image after the other.
 struct TileRows {
   int64_t n[kPanel], h[kPanel], w[kPanel];  // the image, the tile's first pixel
@@ -153,7 +151,7 @@ void winograd_products(const WinogradConv2d& conv, const float* map, const float
   const int64_t stride = conv.packed_stride(), product_stride = conv.product_stride();
   float* packed = static_cast<float*>(scratch);
   float* products = packed + kWinogradComponents * stride;
-  TileRows rows[kMostPackedPanels];
+  TileRows rows[WinogradConv2d::kMostPackedPanels];
   for (int64_t first = begin; first < end; first += conv.packed_panels()) {
     const int64_t panels = smaller(conv.packed_panels(), end - first);
     for (int64_t p = 0; p < panels; ++p) {
