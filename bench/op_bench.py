@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,14 +97,17 @@ class Kernel:
     Attributes:
         name: of the function.
         unit: what is counted.
-        bytes, operations: the least that is moved and computed for one unit. Arithmetic is in
-            float32 whatever the dtype.
+        bytes, operations: the least that is moved and computed for one unit.
         units: how many there are in the call.
         case, shape: of the call: a case of the bench, or another with its numbers. As in training
             at batch 256 with images of 64x64, where nothing else is said.
         dtype, layout, direction: of the call.
         instance: part of the template arguments, where a function serves several uses.
         call: makes the call on a device, where it is none of the bench's.
+        arithmetic: the dtype whose rate the operations are held against: float32 whatever the
+            tensors' dtype, but on tensor cores.
+        conv2d: the kernel that computes the call's convolutions (SKINFAST_CONV2D), where it is not
+            the one that the table of choices names.
     """
 
     name: str
@@ -117,9 +122,21 @@ class Kernel:
     direction: str = "forward"
     instance: str = ""
     call: Callable[[torch.device], Call] | None = None
+    arithmetic: str = "float32"
+    conv2d: str = ""
 
     def build(self, op: OpBench, device: torch.device) -> Call:
         """The call that launches the kernel."""
+        with computed_by(self.conv2d):
+            call = self._build(op, device)
+
+        def forced() -> Any:
+            with computed_by(self.conv2d):
+                return call()
+
+        return forced
+
+    def _build(self, op: OpBench, device: torch.device) -> Call:
         if self.call is not None:
             return self.call(device)
         if self.shape:
@@ -130,6 +147,20 @@ class Kernel:
     def work(self) -> Work:
         """Of a launch."""
         return Work(self.bytes * self.units, self.operations * self.units)
+
+
+@contextmanager
+def computed_by(kernel: str) -> Iterator[None]:
+    """Within, convolutions are that kernel's where it can compute them; "" changes nothing."""
+    before = os.environ.get("SKINFAST_CONV2D")
+    if kernel:
+        os.environ["SKINFAST_CONV2D"] = kernel
+    try:
+        yield
+    finally:
+        os.environ.pop("SKINFAST_CONV2D", None)
+        if before is not None:
+            os.environ["SKINFAST_CONV2D"] = before
 
 
 def values(dtype: torch.dtype, *shape: int, gradient: bool = True) -> Tensor:

@@ -25,7 +25,7 @@ MARKS = "<!-- CUDA kernels -->\n", "\n<!-- end of CUDA kernels -->"
 NOT_RUN = "not yet run on a GPU"
 NONE_RUN = "**No kernel of skinfast has run on a GPU yet.**"
 #: What floors are stated for until a GPU's own rates were measured: bytes and operations a second.
-ASSUMED_BANDWIDTH, ASSUMED_FLOPS = 3.0e12, 50e12
+ASSUMED_BANDWIDTH, ASSUMED_FLOPS = 3.0e12, {"float32": 50e12, "bfloat16": 750e12}
 
 
 def kernels_in_csrc() -> dict[str, str]:
@@ -90,7 +90,8 @@ def table(run: Mapping[str, Any] | None, registers: Mapping[str, Any]) -> str:
     """A row for every use of every kernel that is declared, in Markdown."""
     times, bandwidth, flops = _times(run)
     source = "as that GPU had them" if times else "assumed, as an H100 would have them"
-    rates = f"{bandwidth / 1e12:.2f} TB/s and {flops / 1e12:.0f} TFLOP/s of float32"
+    operations = " and ".join(f"{rate / 1e12:.0f} ({dtype})" for dtype, rate in flops.items())
+    rates = f"{bandwidth / 1e12:.2f} TB/s, {operations} TFLOP/s"
     lines = [
         said_of(run),
         f"Floors at {rates} ({source}).",
@@ -100,7 +101,8 @@ def table(run: Mapping[str, Any] | None, registers: Mapping[str, Any]) -> str:
         f"|{'---|' * 11}",
     ]
     for op, kernel in declared():
-        floor = max(kernel.work.bytes / bandwidth, kernel.work.flops / flops) * 1e6
+        work, rate = kernel.work, flops[kernel.arithmetic]
+        floor = max(work.bytes / bandwidth, work.flops / rate) * 1e6
         row = times.get((kernel.name, kernel.instance, kernel.case), {})
         measured = row.get("microseconds")
         built = registers.get(kernel.name, {})
@@ -109,7 +111,7 @@ def table(run: Mapping[str, Any] | None, registers: Mapping[str, Any]) -> str:
             op,
             kernel.unit,
             f"{kernel.bytes:.4g}, {kernel.operations:g}",
-            f"{kernel.case} {kernel.dtype}",
+            f"{kernel.case} {kernel.dtype}" + (f", {kernel.conv2d}" if kernel.conv2d else ""),
             f"{floor:.3g}",
             "" if measured is None else f"{measured:.3g}",
             "" if measured is None else f"{floor / measured:.2f}",
@@ -140,7 +142,7 @@ def declared() -> Iterator[tuple[str, Any]]:
             yield op, kernel
 
 
-def _times(run: Mapping[str, Any] | None) -> tuple[dict[Any, Any], float, float]:
+def _times(run: Mapping[str, Any] | None) -> tuple[dict[Any, Any], float, dict[str, float]]:
     """Rows of kernel_times by kernel, instance and case; bandwidth and operations a second."""
     stages = {stage["name"]: stage for stage in run["stages"]} if run else {}
     figures = stages.get("kernel_times", {}).get("figures")

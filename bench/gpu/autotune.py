@@ -20,11 +20,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench"), str(ROOT / "bench" / "gpu")]
 
 import torch  # noqa: E402
 from harness import stopwatch, take_turns  # noqa: E402
+from op_bench import computed_by  # noqa: E402
 from tools import NOT_POSSIBLE  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -198,20 +197,6 @@ def read(path: Path) -> list[Measurement]:
         shape = Convolution(*sizes, tuple(stride), tuple(padding))
         result.append(Measurement(convolution=shape, **row))
     return result
-
-
-@contextmanager
-def computed_by(kernel: str) -> Iterator[None]:
-    """Within, convolutions are that kernel's where it can compute them."""
-    before = os.environ.get("SKINFAST_CONV2D")
-    os.environ["SKINFAST_CONV2D"] = kernel
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["SKINFAST_CONV2D"]
-        else:
-            os.environ["SKINFAST_CONV2D"] = before
 
 
 class Tensors(NamedTuple):

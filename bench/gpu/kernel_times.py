@@ -1,4 +1,4 @@
-"""The time of every hand-written kernel by itself, as the GPU's own clock has it.
+"""The time of every kernel of skinfast by itself, as the GPU's own clock has it.
 
 python bench/gpu/kernel_times.py --output kernel_times.json
 
@@ -91,11 +91,11 @@ def main() -> None:
     ceilings = measure_ceilings(device, stopwatch(device), ROUNDS)
     result: dict[str, Any] = {
         "bandwidth": ceilings.bandwidth,
-        "flops": ceilings.flops["float32"],
+        "flops": ceilings.flops,
         "kernels": [],
     }
     for op, bench, kernel in wanted:
-        floor = ceilings.floor(kernel.work, "float32") * 1e6
+        floor = ceilings.floor(kernel.work, kernel.arithmetic) * 1e6
         row: dict[str, Any] = {"op": op, "kernel": kernel.name, "instance": kernel.instance}
         row |= {"case": kernel.case, "dtype": kernel.dtype, "floor": floor, "microseconds": None}
         try:

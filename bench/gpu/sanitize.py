@@ -40,16 +40,15 @@ def main() -> int:
 
 
 def only_ours(program: str) -> list[str]:
-    """The options that name skinfast's kernels, by a part of their mangled names.
+    """The option that names skinfast's kernels, by a part of their mangled names.
 
-    CUTLASS's are skinfast's too; a few of cuBLAS have its name as well. A kernel that fits one of
-    the options is watched. The option was renamed between versions.
+    It was renamed between versions.
     """
     done = subprocess.run([program, "--help"], capture_output=True, text=True)
     text = done.stdout + done.stderr
     for option in ("--kernel-regex", "--kernel-name"):
         if option in text:
-            return [option, "kns=skinfast", option, "kns=N7cutlass"]
+            return [option, "kns=skinfast"]
     return []
 
 

@@ -1,7 +1,10 @@
 """conv2d: ResNet-50's convolutions in its late stages, and one that is left to PyTorch's."""
 
+from typing import Any
+
 from machine import Work
 from op_bench import MAPS, Kernel, OpBench, values
+from ops.bench_conv2d_statistics import gradient, statistics
 
 
 def arguments(dtype, n, c, side, k, r, stride):
@@ -32,6 +35,42 @@ BENCH = OpBench(
     layouts=MAPS,
 )
 
+# The stages of ResNet-50 that the kernels are timed in: name of the case and shape.
+WIDE = "256x128x8x8 128 of 3x3", (256, 128, 8, 128, 3, 1)
+STRIDED = "256x256x8x8 512 of 1x1 stride 2", (256, 256, 8, 512, 1, 2)
+POINTWISE = "256x64x16x16 256 of 1x1", (256, 64, 16, 256, 1, 1)
+
+
+def convolution(
+    name: str, kernel: str, stage: tuple[str, tuple[int, ...]], **others: Any
+) -> Kernel:
+    """A pass of a convolution in bfloat16 on tensor cores: each value is moved once.
+
+    Args:
+        name: of the ``__global__`` function.
+        kernel: for SKINFAST_CONV2D.
+        stage: one of those above.
+        others: fields of Kernel, and ``also``: bytes for each value of the output, beyond input,
+            weights and output.
+    """
+    case, (n, c, side, k, r, stride) = stage
+    out = (side - 1) // stride + 1
+    outputs = n * k * out**2
+    moved = 2 * (n * c * side**2 + k * c * r**2 + outputs)
+    return Kernel(
+        name,
+        "value of the output",
+        bytes=moved / outputs + others.pop("also", 0),
+        operations=2 * c * r**2,
+        units=outputs,
+        case=case,
+        shape=(n, c, side, k, r, stride),
+        arithmetic="bfloat16",
+        conv2d=kernel,
+        **others,
+    )
+
+
 KERNELS = (
     Kernel(
         "sum_slices_kernel",
@@ -42,5 +81,25 @@ KERNELS = (
         case="256x512x2x2 512 of 3x3",
         shape=(256, 512, 2, 512, 3, 1),
         direction="training",
+    ),
+    convolution("conv2d_forward_kernel", "tile128x128", WIDE),
+    convolution("conv2d_input_gradient_kernel", "tile128x128", WIDE, direction="training"),
+    convolution("conv2d_input_gradient_kernel", "tile128x64", STRIDED, direction="training"),
+    convolution("conv2d_weight_gradient_kernel", "tile128x128", WIDE, direction="training"),
+    convolution("persistent_forward_kernel", "persistent128x128", POINTWISE),
+    convolution("persistent_statistics_kernel", "persistent128x64", POINTWISE, call=statistics),
+    convolution(
+        "persistent_input_gradient_kernel", "persistent128x128", POINTWISE, direction="training"
+    ),
+    # With the batch norm's x and the bits of its ReLU, for each value of the input.
+    convolution(
+        "persistent_input_gradient_statistics_kernel",
+        "persistent128x64",
+        POINTWISE,
+        also=(2 + 1 / 8) * 64 / 256,
+        call=gradient,
+    ),
+    convolution(
+        "persistent_weight_gradient_kernel", "persistent128x128", POINTWISE, direction="training"
     ),
 )

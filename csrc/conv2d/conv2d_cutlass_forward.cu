@@ -8,6 +8,14 @@
 #include "conv2d/conv2d_cutlass_kernels.h"
 
 namespace skinfast {
+namespace {
+
+template <typename Kernel>
+__global__ void conv2d_forward_kernel(typename Kernel::Params params) {
+  run_cutlass<Kernel>(params);
+}
+
+}  // namespace
 
 void cutlass_conv2d(Conv2dKernel kernel, DType dtype, const TensorCoreConv2d& c,
                     const Conv2dForward& tensors, cudaStream_t stream) {
@@ -23,7 +31,8 @@ void cutlass_conv2d(Conv2dKernel kernel, DType dtype, const TensorCoreConv2d& c,
         BiasResidualReLU<Element, static_cast<int>(kTensorCoreChannels)>,
         threadblock::GemmIdentityThreadblockSwizzle<1>, Tile::kStages, cutlass::arch::OpMultiplyAdd,
         conv::IteratorAlgorithm::kOptimized>::Kernel;
-    launch_cutlass<Kernel>({problem_of(c),
+    launch_cutlass<Kernel>(conv2d_forward_kernel<Kernel>,
+                           {problem_of(c),
                             input_ref<Element>(c, tensors.x),
                             weight_ref<Element>(c, tensors.weight),
                             output_ref<Element>(c, tensors.residual),

@@ -5,6 +5,11 @@
 namespace skinfast {
 namespace {
 
+template <typename Kernel>
+__global__ void conv2d_input_gradient_kernel(typename Kernel::Params params) {
+  run_cutlass<Kernel>(params);
+}
+
 template <typename T, typename Tile, conv::StrideSupport kStride, typename Swizzle>
 void launch_input_gradient(const TensorCoreConv2d& c, const void* grad_output, const void* weight,
                            void* grad_x, cudaStream_t stream) {
@@ -17,7 +22,8 @@ void launch_input_gradient(const TensorCoreConv2d& c, const void* grad_output, c
       cutlass::arch::OpClassTensorOp, cutlass::arch::Sm80, typename Tile::Block,
       typename Tile::Warp, typename Tile::Instruction, Epilogue, Swizzle, Tile::kStages,
       cutlass::arch::OpMultiplyAdd, conv::IteratorAlgorithm::kOptimized, kStride>::Kernel;
-  launch_cutlass<Kernel>({problem_of(c),
+  launch_cutlass<Kernel>(conv2d_input_gradient_kernel<Kernel>,
+                         {problem_of(c),
                           output_ref<Element>(c, grad_output),
                           weight_ref<Element>(c, weight),
                           input_ref<Element>(c, grad_x),

@@ -36,22 +36,30 @@ void dispatch_tile(Conv2dKernel kernel, DType dtype, const Run& run) {
   }
 }
 
+// What cutlass::Kernel does. It is called from entries with names of ours, by which profilers,
+// sanitizers and the table of docs/performance.md tell them from each other and from cuDNN's.
+template <typename Kernel>
+__device__ void run_cutlass(const typename Kernel::Params& params) {
+  extern __shared__ int shared[];
+  Kernel()(params, *reinterpret_cast<typename Kernel::SharedStorage*>(shared));
+}
+
 // As cutlass::conv::device::ImplicitGemmConvolution runs a kernel, but through our wrapper, and
 // without its clearing of a workspace that parallel slices overwrite in full.
 template <typename Kernel>
-void launch_cutlass(const typename Kernel::Arguments& arguments, cudaStream_t stream) {
+void launch_cutlass(void (*entry)(typename Kernel::Params),
+                    const typename Kernel::Arguments& arguments, cudaStream_t stream) {
   const cutlass::Status status =
       conv::device::ImplicitGemmConvolution<Kernel>::can_implement(arguments);
   SKINFAST_CHECK(status == cutlass::Status::kSuccess, "conv2d: CUTLASS refuses this convolution (",
                  cutlass::cutlassGetStatusString(status), "); set SKINFAST_CONV2D=cudnn");
   const typename Kernel::Params params(arguments, nullptr);
-  const auto kernel = &cutlass::Kernel<Kernel>;
   constexpr int kSharedBytes = static_cast<int>(sizeof(typename Kernel::SharedStorage));
   if constexpr (kSharedBytes >= (48 << 10)) {
     STD_CUDA_CHECK(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
+        cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
   }
-  launch(kernel, typename Kernel::ThreadblockSwizzle().get_grid_shape(params.grid_tiled_shape),
+  launch(entry, typename Kernel::ThreadblockSwizzle().get_grid_shape(params.grid_tiled_shape),
          dim3(Kernel::kThreadCount), kSharedBytes, stream, params);
 }
 

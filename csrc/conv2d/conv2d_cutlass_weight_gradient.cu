@@ -3,6 +3,14 @@
 #include "conv2d/conv2d_cutlass_kernels.h"
 
 namespace skinfast {
+namespace {
+
+template <typename Kernel>
+__global__ void conv2d_weight_gradient_kernel(typename Kernel::Params params) {
+  run_cutlass<Kernel>(params);
+}
+
+}  // namespace
 
 void cutlass_conv2d_weight_gradient(Conv2dKernel kernel, DType dtype, const TensorCoreConv2d& c,
                                     const void* grad_output, const void* x, float* partial,
@@ -22,7 +30,8 @@ void cutlass_conv2d_weight_gradient(Conv2dKernel kernel, DType dtype, const Tens
         threadblock::GemmIdentityThreadblockSwizzle<1>, Tile::kStages, cutlass::arch::OpMultiplyAdd,
         conv::IteratorAlgorithm::kOptimized>::Kernel;
     // Parallel: slice i is written to partial + i * K * R * S * C.
-    launch_cutlass<Kernel>({problem_of(c, slices),
+    launch_cutlass<Kernel>(conv2d_weight_gradient_kernel<Kernel>,
+                           {problem_of(c, slices),
                             output_ref<Element>(c, grad_output),
                             input_ref<Element>(c, x),
                             weight_ref<float>(c, partial),

@@ -2,7 +2,6 @@
 // TMA and warps that multiply them, as many blocks as the device has multiprocessors, each of which
 // takes one tile of the output after another.
 #include <cutlass/cutlass.h>
-#include <cutlass/device_kernel.h>
 #include <cutlass/epilogue/collective/collective_builder.hpp>
 #include <cutlass/gemm/collective/collective_builder.hpp>
 #include <cutlass/gemm/kernel/gemm_universal.hpp>
@@ -55,8 +54,8 @@ struct Product {
       cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop, Epilogue>;
 
   // As cutlass::gemm::device::GemmUniversalAdapter runs a kernel, but through our wrapper.
-  static void run(const PointwiseProduct& p, const void* left, const void* right,
-                  const void* source, void* output,
+  static void run(void (*entry)(typename Kernel::Params), const PointwiseProduct& p,
+                  const void* left, const void* right, const void* source, void* output,
                   const typename Epilogue::FusionCallbacks::Arguments& fused, cudaStream_t stream) {
     const auto element = [](const void* data) { return static_cast<const Element*>(data); };
     const auto extent = [](int64_t size) { return static_cast<int>(size); };
@@ -84,14 +83,46 @@ struct Product {
         {device, cuda_device(device).multiprocessors}};
     SKINFAST_CHECK(Kernel::can_implement(arguments) && Kernel::get_workspace_size(arguments) == 0,
                    "conv2d: CUTLASS refuses this matrix product; set SKINFAST_CONV2D=cudnn");
-    const auto kernel = &cutlass::device_kernel<Kernel>;
-    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+    STD_CUDA_CHECK(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         Kernel::SharedStorageSize));
     const typename Kernel::Params params = Kernel::to_underlying_arguments(arguments, nullptr);
-    launch(kernel, Kernel::get_grid_shape(params), Kernel::get_block_shape(),
+    launch(entry, Kernel::get_grid_shape(params), Kernel::get_block_shape(),
            Kernel::SharedStorageSize, stream, params);
   }
 };
+
+// What cutlass::device_kernel does, in entries with names of ours, as in conv2d_cutlass_kernels.h.
+template <typename Kernel>
+__device__ void run_persistent(const typename Kernel::Params& params) {
+  extern __shared__ char memory[];
+  Kernel()(params, memory);
+}
+template <typename Kernel>
+__global__ void __launch_bounds__(Kernel::MaxThreadsPerBlock, Kernel::MinBlocksPerMultiprocessor)
+    persistent_forward_kernel(const __grid_constant__ typename Kernel::Params params) {
+  run_persistent<Kernel>(params);
+}
+template <typename Kernel>
+__global__ void __launch_bounds__(Kernel::MaxThreadsPerBlock, Kernel::MinBlocksPerMultiprocessor)
+    persistent_statistics_kernel(const __grid_constant__ typename Kernel::Params params) {
+  run_persistent<Kernel>(params);
+}
+template <typename Kernel>
+__global__ void __launch_bounds__(Kernel::MaxThreadsPerBlock, Kernel::MinBlocksPerMultiprocessor)
+    persistent_input_gradient_kernel(const __grid_constant__ typename Kernel::Params params) {
+  run_persistent<Kernel>(params);
+}
+template <typename Kernel>
+__global__ void __launch_bounds__(Kernel::MaxThreadsPerBlock, Kernel::MinBlocksPerMultiprocessor)
+    persistent_input_gradient_statistics_kernel(const __grid_constant__
+                                                typename Kernel::Params params) {
+  run_persistent<Kernel>(params);
+}
+template <typename Kernel>
+__global__ void __launch_bounds__(Kernel::MaxThreadsPerBlock, Kernel::MinBlocksPerMultiprocessor)
+    persistent_weight_gradient_kernel(const __grid_constant__ typename Kernel::Params params) {
+  run_persistent<Kernel>(params);
+}
 
 // Of every column the sum over the rows of each tile; `Add` takes the sum so far and its inputs in
 // this order. Rows past the end are zeros, as TMA loads them, and add nothing.
@@ -142,9 +173,9 @@ void persistent_conv2d(Conv2dKernel kernel, const TensorCoreConv2d& c, const Con
     fused.beta = tensors.residual ? 1.0f : 0.0f;
     fused.bias_ptr = static_cast<const Element*>(tensors.bias);
     fused.activation = {tensors.with_relu};
-    Forward::run(forward_product(c), tensors.x, tensors.weight,
-                 tensors.residual ? tensors.residual : tensors.output, tensors.output, fused,
-                 stream);
+    Forward::run(persistent_forward_kernel<typename Forward::Kernel>, forward_product(c), tensors.x,
+                 tensors.weight, tensors.residual ? tensors.residual : tensors.output,
+                 tensors.output, fused, stream);
   });
 }
 
@@ -152,7 +183,8 @@ void persistent_conv2d_statistics(const TensorCoreConv2d& c, const void* x, cons
                                   void* output, float* sums, float* squares, cudaStream_t stream) {
   using Forward =
       Product<Persistent128x64, RowMajor, ColumnMajor, void, Element, ColumnSums<Persistent128x64>>;
-  Forward::run(forward_product(c), x, weight, nullptr, output, {{{}, {squares}}, {sums}}, stream);
+  Forward::run(persistent_statistics_kernel<typename Forward::Kernel>, forward_product(c), x,
+               weight, nullptr, output, {{{}, {squares}}, {sums}}, stream);
 }
 
 void persistent_conv2d_input_gradient(Conv2dKernel kernel, const TensorCoreConv2d& c,
@@ -161,7 +193,8 @@ void persistent_conv2d_input_gradient(Conv2dKernel kernel, const TensorCoreConv2
   dispatch_schedule(kernel, [&]<typename Schedule>() {
     using Fusion = fusion::LinearCombination<Element, float, void>;
     using Gradient = Product<Schedule, RowMajor, RowMajor, void, Element, Fusion>;
-    Gradient::run(input_gradient_product(c), grad_output, weight, nullptr, grad_x, {}, stream);
+    Gradient::run(persistent_input_gradient_kernel<typename Gradient::Kernel>,
+                  input_gradient_product(c), grad_output, weight, nullptr, grad_x, {}, stream);
   });
 }
 
@@ -172,7 +205,8 @@ void persistent_conv2d_input_gradient_statistics(const TensorCoreConv2d& c,
                            MaskedColumnSums<Persistent128x64>>;
   typename Gradient::Epilogue::FusionCallbacks::Arguments fused{
       {{{}, {tensors.mask}}, {}, {tensors.products}}, {tensors.sums}};
-  Gradient::run(input_gradient_product(c), tensors.grad_output, tensors.weight, tensors.x,
+  Gradient::run(persistent_input_gradient_statistics_kernel<typename Gradient::Kernel>,
+                input_gradient_product(c), tensors.grad_output, tensors.weight, tensors.x,
                 tensors.grad_x, fused, stream);
 }
 
@@ -182,7 +216,8 @@ void persistent_conv2d_weight_gradient(Conv2dKernel kernel, const TensorCoreConv
   dispatch_schedule(kernel, [&]<typename Schedule>() {
     using Fusion = fusion::LinearCombination<float, float, void>;
     using Gradient = Product<Schedule, ColumnMajor, RowMajor, void, float, Fusion>;
-    Gradient::run(weight_gradient_product(c, slices), grad_output, x, nullptr, partial, {}, stream);
+    Gradient::run(persistent_weight_gradient_kernel<typename Gradient::Kernel>,
+                  weight_gradient_product(c, slices), grad_output, x, nullptr, partial, {}, stream);
   });
 }
 
