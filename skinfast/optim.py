@@ -105,16 +105,27 @@ class Adam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for device, params in _params_by_device(group).items():
+            having_grad = [param for param in group["params"] if param.grad is not None]
+            for device, params in _by_device(having_grad).items():
                 self._update(group, device, params)
         return loss
+
+    @torch.no_grad()
+    def make_states(self) -> None:
+        """Begin the state of every trained parameter that has none, as its first step would.
+
+        For a step that is recorded before it has ever run.
+        """
+        for group in self.param_groups:
+            trained = [param for param in group["params"] if param.requires_grad]
+            for device, params in _by_device(trained).items():
+                self._begin(params, device, group["amsgrad"])
 
     def _update(self, group: dict[str, Any], device: torch.device, params: list[Tensor]) -> None:
         """One call of the op: the parameters of a group that are on one device."""
         amsgrad = group["amsgrad"]
         grads = [_dense_grad(param) for param in params]
-        if new := [param for param in params if not self.state[param]]:
-            self._make_states(new, device, amsgrad)
+        self._begin(params, device, amsgrad)
         states = [self.state[param] for param in params]
         beta1, beta2 = group["betas"]
         grad_scale, found_inf = (
@@ -140,8 +151,11 @@ class Adam(Optimizer):
             found_inf=found_inf,
         )
 
-    def _make_states(self, params: list[Tensor], device: torch.device, amsgrad: bool) -> None:
-        """Begin the states of parameters that have their first gradient, in arenas."""
+    def _begin(self, params: list[Tensor], device: torch.device, amsgrad: bool) -> None:
+        """Make the states of those that have none, in arenas."""
+        params = [param for param in params if not self.state[param]]
+        if not params:
+            return
         if any(param.is_complex() for param in params):
             raise RuntimeError(
                 "Adam does not support complex parameters; optimise torch.view_as_real of them"
@@ -155,12 +169,11 @@ class Adam(Optimizer):
                 self.state[param][name] = values[i]
 
 
-def _params_by_device(group: dict[str, Any]) -> dict[torch.device, list[Tensor]]:
-    params: dict[torch.device, list[Tensor]] = {}
-    for param in group["params"]:
-        if param.grad is not None:
-            params.setdefault(param.device, []).append(param)
-    return params
+def _by_device(params: Iterable[Tensor]) -> dict[torch.device, list[Tensor]]:
+    result: dict[torch.device, list[Tensor]] = {}
+    for param in params:
+        result.setdefault(param.device, []).append(param)
+    return result
 
 
 def _dense_grad(param: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from skinfast.data import DeviceBatches
 from skinfast.ops import classification_totals_
+from skinfast.optim import Adam
 from skinfast.training.averaging import MovingAverage
 from skinfast.training.capture import CapturedStep, LowPrecisionCopies
 from skinfast.training.graph import CudaGraphs, DeviceEpochs, Launcher
@@ -24,12 +25,15 @@ class TrainStep:
         optimizer: over the model's parameters.
         loss_function: logits and labels ``[B]`` to the mean loss.
         precision: "float32", or "bfloat16" for autocast with float32 parameters.
-        capture: on a CPU, record the step when a shape of a batch comes for the second time and
-            replay it from then on (see ``CapturedStep``); on a GPU, launch whole epochs as CUDA
+        capture: on a CPU, record the step when a shape of a batch comes for the first time, and
+            replay it then and later (see ``CapturedStep``); on a GPU, launch whole epochs as CUDA
             graphs (see ``DeviceEpochs``). The optimizer must be ``skinfast.optim.Adam``. No hook
             runs in a replay, so a model in DistributedDataParallel is never captured. The results
             are equal bit for bit.
         launcher: for ``DeviceEpochs``; None: CUDA graphs on a GPU, on a CPU no such epochs.
+
+    Raises:
+        TypeError: ``capture`` with another optimizer.
     """
 
     def __init__(
@@ -49,6 +53,10 @@ class TrainStep:
         self.device = device
         self.precision = precision
         self._totals = Totals(device)
+        if capture and not isinstance(optimizer, Adam):
+            raise TypeError(
+                f"capture needs skinfast.optim.Adam; the optimizer is {type(optimizer).__name__}"
+            )
         if isinstance(model, nn.parallel.DistributedDataParallel):
             capture = False  # it exchanges gradients in hooks
         if capture and launcher is None and device.type == "cuda":
@@ -56,7 +64,7 @@ class TrainStep:
         self._launcher = launcher
         self._epochs: DeviceEpochs | None = None
         self._capture = capture and device.type == "cpu"
-        self._captured: dict[Any, CapturedStep | None] = {}
+        self._captured: dict[Any, CapturedStep] = {}
         self._copies = LowPrecisionCopies()
 
     def epoch(
@@ -101,15 +109,13 @@ class TrainStep:
         if not self._capture:
             self._learn(images, labels)
             return
-        key = (images.shape, images.stride(), images.dtype, self.model.training)
-        if (key, self._state()) not in self._captured:
-            self._learn(images, labels)  # here the optimizer makes its state
-            self._captured[key, self._state()] = None
-            return
-        captured = self._captured[key, self._state()]
-        if captured is None:
-            captured = self._captured[key, self._state()] = self._record(images, labels)
-        captured.replay(images, labels)
+        shapes = images.shape, images.stride(), images.dtype, self.model.training
+        if (shapes, self._state()) not in self._captured:
+            # Not by an eager step, whose gradients and casts take memory that no replay needs.
+            assert isinstance(self.optimizer, Adam)
+            self.optimizer.make_states()
+            self._captured[shapes, self._state()] = self._record(images, labels)
+        self._captured[shapes, self._state()].replay(images, labels)
 
     def _record(self, images: Tensor, labels: Tensor) -> CapturedStep:
         # What only concerns buffers, such as batch norm's count of batches, is computed meanwhile.

@@ -73,7 +73,7 @@ def test_equals_the_eager_step_bit_for_bit(model, size, precision):
 def test_shapes_take_turns(precision):
     pair = steps("cnn", 32, precision)
     for step in pair:
-        for seed in range(9):  # each shape eager, recorded and replayed, between the other's
+        for seed in range(9):  # each shape recorded and replayed, between the other's
             step(*batch("cnn", 32, seed, images=4 if seed % 3 == 2 else 6))
     assert_equal_bits(*pair)
 
@@ -109,6 +109,31 @@ def test_parameters_of_several_groups_keep_their_learning_rates():
     assert_equal_bits(*pair)
 
 
+def test_what_is_frozen_has_no_state():
+    pair = steps("cnn", 32, "float32")
+    for step in pair:
+        step.model.fc1.requires_grad_(False)
+        for seed in range(2):
+            step(*batch("cnn", 32, seed))
+    assert len(pair[1]._captured) == 1 and pair[1].model.fc1.weight not in pair[1].optimizer.state
+    assert_equal_bits(*pair)
+
+
+def test_another_optimizer_is_refused():
+    model = build_model("cnn", image_size=32)
+    with pytest.raises(
+        TypeError, match=r"capture needs skinfast\.optim\.Adam; the optimizer is SGD"
+    ):
+        TrainStep(
+            model,
+            torch.optim.SGD(model.parameters()),
+            CrossEntropyLoss(),
+            device=torch.device("cpu"),
+            precision="float32",
+            capture=True,
+        )
+
+
 class Calls(TorchDispatchMode):
     """Counts the calls of ops."""
 
@@ -128,7 +153,7 @@ def test_casts_of_weights_are_folded_into_adam():
     _, captured = steps("resnet50", 32, "bfloat16")
     for seed in range(2):
         captured(*batch("resnet50", 32, seed))
-    (recording,) = (r for r in captured._captured.values() if r is not None)
+    (recording,) = captured._captured.values()
     convolutions = sum(p.dim() == 4 for p in captured.model.parameters())
     assert len(recording._copied) == convolutions + 2  # and the dense layer's two
     with Calls() as calls:
