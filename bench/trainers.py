@@ -20,6 +20,7 @@ from skinfast.nn import CrossEntropyLoss
 from skinfast.optim import Adam
 from skinfast.training import TrainStep
 from skinfast.training.capture import CapturedStep, LowPrecisionCopies
+from skinfast.training.loop import deterministic_convolutions
 from skinfast.training.problem import Problem
 
 Batch = tuple[Tensor, Tensor]
@@ -75,6 +76,7 @@ class Skinfast(Trainer):
         self._batches = problem.train_batches(self.model)
         super().__init__()
 
+    @deterministic_convolutions()
     def epoch(self) -> float:
         self._batches.set_epoch(self._batches.epoch + 1)
         self._step.epoch(self._batches)
@@ -84,6 +86,7 @@ class Skinfast(Trainer):
         self._batches.set_epoch(epoch)
         return iter(self._batches)
 
+    @deterministic_convolutions()
     def step(self, images: Tensor, labels: Tensor) -> None:
         self._step(images, labels)
 
