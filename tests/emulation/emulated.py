@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -72,7 +73,15 @@ def build_library(
     """A shared library of CUDA or C++ sources and the emulation; compiles only what changed."""
     folder = BUILD / ("sanitized" if sanitized else "plain") / name
     folder.mkdir(parents=True, exist_ok=True)
-    flags = [*FLAGS, *(flags or []), *(SANITIZE if sanitized else [])]
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several pytest processes one builds
+        return _build(folder, sources, flags or [], libraries or [], sanitized)
+
+
+def _build(
+    folder: Path, sources: list[Path], flags: list[str], libraries: list[str], sanitized: bool
+) -> Path:
+    flags = [*FLAGS, *flags, *(SANITIZE if sanitized else [])]
     if _gcc_version() >= 12:  # a local variable that was never written holds a visible pattern
         flags.append("-ftrivial-auto-var-init=pattern")
     headers = sorted(p for p in [*CSRC.rglob("*"), *HERE.glob("*")] if p.suffix in (".h", ".cuh"))
@@ -85,9 +94,9 @@ def build_library(
 
     with ThreadPoolExecutor(JOBS) as pool:
         objects = list(pool.map(compile_one, [*sources, HERE / "emulation.cpp"]))
-    library = folder / f"lib{name}.so"
+    library = folder / f"lib{folder.name}.so"
     mode = SANITIZE if sanitized else []
-    command = ["-shared", *mode, *map(str, objects), *(libraries or []), "-o", str(library)]
+    command = ["-shared", *mode, *map(str, objects), *libraries, "-o", str(library)]
     _run_unless_done(library, command, objects)
     return library
 
