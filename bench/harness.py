@@ -196,6 +196,8 @@ def _peak_memory_on_cuda(build: Callable[[], Call], device: torch.device) -> int
 
 
 def _peak_memory_of_this_process(build: Callable[[], Call], threads: int) -> int | None:
+    import preload  # noqa: F401  (some Pythons' fork servers do not find it)
+
     torch.set_num_threads(threads)
     before = _resident("VmRSS")
     call = build()
