@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,20 +201,30 @@ def _peak_memory_of_this_process(build: Callable[[], Call], threads: int) -> int
 
     torch.set_num_threads(threads)
     before = _resident("VmRSS")
+    # Not the peak of what came before, such as unpickling ``build`` with the images that it holds.
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     call = build()
-    for _ in range(3):  # an eager step, the recording of a captured one, a replay
+    for _ in range(3):  # the second step of an optimizer holds what the first one made
         call()
     after = _resident("VmHWM")
     return None if before is None or after is None else after - before
 
 
 def _resident(field: str) -> int | None:
-    """VmRSS (now) or VmHWM (the most so far) of this process, in bytes; Linux only."""
+    """VmRSS (now) or VmHWM (the most so far) of this process, in bytes; Linux only.
+
+    Less the pages of files, libraries' code above all: they come when they are first read.
+    """
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+    size = {
+        name: value.split()[0]
+        for name, value in (line.split(":") for line in lines if "kB" in line)
+    }
+    return (int(size[field]) - int(size["RssFile"])) * 1024
 
 
 # --- cases ----------------------------------------------------------------------------------------

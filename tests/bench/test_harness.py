@@ -114,7 +114,8 @@ def test_peak_memory_counts_what_was_freed_again_but_not_what_others_hold():
     peak = harness.peak_memory(partial(_filled_then_freed, 2**23), CPU)
     if peak is None:
         pytest.skip("no /proc here")
-    assert 2**25 <= peak < 2**25 + held.nbytes
+    # Linux adds up a thread's pages some dozens at a time.
+    assert 2**25 - 2**20 <= peak < 2**25 + held.nbytes
 
 
 def _filled_then_freed(elements):
