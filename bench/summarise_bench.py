@@ -1,4 +1,4 @@
-"""Print a result file of bench_models.py as the table that docs/performance.md shows.
+"""Print a result file of bench_models.py or bench_accuracy.py as docs/performance.md shows it.
 
 python bench/summarise_bench.py bench/results/cpu_models.json
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ TITLES = {"resnet50": "ResNet-50", "cnn": "CNN", "logistic-regression": "logisti
 
 
 def table(result: dict[str, Any]) -> str:
-    """The rows in Markdown. On a CPU, ratios only: its times hold for that machine alone."""
+    """The rows in Markdown."""
+    is_accuracy = "mean_accuracy" in result["rows"][0]
+    return accuracy_table(result) if is_accuracy else time_table(result)
+
+
+def time_table(result: dict[str, Any]) -> str:
+    """Of bench_models.py. On a CPU, ratios only: its times hold for that machine alone."""
     lines = [
         "| model | images | batch, threads | precision | timed | times as fast (range) | memory |",
         "|---|---|---|---|---|---|---|",
@@ -30,9 +37,30 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def accuracy_table(result: dict[str, Any]) -> str:
+    """Of bench_accuracy.py: the mean over seeds, and the lowest and the highest."""
+    settings: dict[tuple[str, int, int, str], dict[str, list[float]]] = {}
+    for row in result["rows"]:
+        setting = row["model"], row["image_size"], row["epochs"], row["precision"]
+        settings.setdefault(setting, {})[row["backend"]] = row["accuracy"]
+    lines = [
+        "| model | images | epochs | precision | skinfast (range) | PyTorch (range) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (model, size, epochs, precision), accuracies in settings.items():
+        means = [
+            f"{statistics.mean(a):.4f} ({min(a):.4f}-{max(a):.4f})"
+            for a in (accuracies["skinfast"], accuracies["torch"])
+        ]
+        lines.append(
+            f"| {TITLES[model]} | {size}x{size} | {epochs} | {precision} | {' | '.join(means)} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("result", type=Path, help="a file that bench_models.py wrote")
+    parser.add_argument("result", type=Path, help="a file that one of the two wrote")
     print(table(json.loads(parser.parse_args().result.read_text())))
 
 
