@@ -22,7 +22,7 @@ demo: $(VENV)/.built
 
 # A worker for each core, and threads that do not spin while those of another worker compute.
 test: $(VENV)/.built
-	OMP_NUM_THREADS=2 GOMP_SPINCOUNT=0 $(BIN)/python -m pytest -n auto --dist loadgroup
+	OMP_NUM_THREADS=2 GOMP_SPINCOUNT=0 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
 $(VENV)/.dependencies: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "skinfast needs Python 3.10 or newer")'
@@ -55,7 +55,7 @@ format: $(VENV)/.linters
 # Every CUDA kernel, compiled with nvcc; warnings and register spills are errors. CUTLASS is headers
 # alone: what its package asks for is not needed.
 check-cuda: $(VENV)/.dependencies
-	$(PIP) --no-deps nvidia-cutlass || echo 'no nvidia-cutlass: tensor-core convolutions are left out'
+	$(PIP) --no-deps 'nvidia-cutlass>=4.2' || echo 'no nvidia-cutlass: tensor-core convolutions are left out'
 	mkdir -p build && rm -rf build/*-strict
 	SKINFAST_STRICT=ON $(BIN)/python setup.py --quiet build_ext --inplace > build/check_cuda.log 2>&1 \
 	  || { tail -n 40 build/check_cuda.log; exit 1; }

@@ -141,7 +141,7 @@ def _compare(
     contenders = [Contender("skinfast", True, wrapped(partial(Skinfast, problem)))]
     for (layout, compiled), compile_mode in modes.items():
         build = wrapped(partial(PyTorch, problem, layout, compiled, fused, compile_mode))
-        contenders.append(Contender(pytorch_name(layout, compiled, fused), False, build))
+        contenders.append(Contender(pytorch_name(layout, compiled, fused), False, build, compiled))
 
     def check(calls: dict[str, Any]) -> None:
         trainers = {name: getattr(call, "trainer", call) for name, call in calls.items()}

@@ -7,7 +7,8 @@ Every speed that this project states was measured here, by these rules:
 * contenders take turns, A B A B ..., so that a noisy minute falls on all of them; a time is the
   median over the rounds, and the least and the greatest stand beside it;
 * PyTorch is represented by the fastest of its modes, chosen by the same measurement;
-* peak memory on a CPU is that of a process of its own for each contender;
+* peak memory on a CPU is that of a process of its own for each contender, and PyTorch's that of its
+  fastest mode without a compiler, which takes memory that no step needs;
 * every row is printed, the slower ones too. A ratio is PyTorch's time over ours.
 """
 
@@ -16,12 +17,12 @@ from __future__ import annotations
 import gc
 import math
 import multiprocessing
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,13 @@ class Contender:
         name: unique among the contenders.
         ours: whether it is skinfast's.
         build: makes the call that is timed. It can be pickled: its memory is measured elsewhere.
+        compiles: whether its process holds a compiler as well.
     """
 
     name: str
     ours: bool
     build: Callable[[], Call]
+    compiles: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,8 +172,10 @@ def take_turns(
 def peak_memory(build: Callable[[], Call], device: torch.device) -> int | None:
     """Peak bytes that a contender needs, alone in a process; None where that can't be told.
 
-    On a CPU it is resident memory beyond what the process held before ``build``; on a GPU what
-    torch's allocator gave out beyond what it had given before, in this process.
+    On a CPU it is anonymous memory beyond what the process held before ``build``: not the pages of
+    libraries, which come when they are first read, nor those of the images that ``build`` holds,
+    which it shares with this process. On a GPU it is what torch's allocator gave out beyond what it
+    had given before, in this process.
     """
     if device.type == "cuda":
         return _peak_memory_on_cuda(build, device)
@@ -200,31 +205,32 @@ def _peak_memory_of_this_process(build: Callable[[], Call], threads: int) -> int
     import preload  # noqa: F401  (some Pythons' fork servers do not find it)
 
     torch.set_num_threads(threads)
-    before = _resident("VmRSS")
-    # Not the peak of what came before, such as unpickling ``build`` with the images that it holds.
-    with suppress(OSError):
+    before = _anonymous("VmRSS")
+    try:  # the peak is from here on, not that of the imports
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return None
     call = build()
     for _ in range(3):  # the second step of an optimizer holds what the first one made
         call()
-    after = _resident("VmHWM")
+    after = _anonymous("VmHWM")
     return None if before is None or after is None else after - before
 
 
-def _resident(field: str) -> int | None:
-    """VmRSS (now) or VmHWM (the most so far) of this process, in bytes; Linux only.
+def _anonymous(field: str) -> int | None:
+    """VmRSS (now) or VmHWM (the most so far) less what files and shared memory have now, in bytes.
 
-    Less the pages of files, libraries' code above all: they come when they are first read.
+    Those are mapped for good, so at the peak they had as much but for what was read since. None
+    where the system does not tell.
     """
     try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
         return None
-    size = {
-        name: value.split()[0]
-        for name, value in (line.split(":") for line in lines if "kB" in line)
-    }
-    return (int(size[field]) - int(size["RssFile"])) * 1024
+    kilobytes = {name: int(value) for name, value in re.findall(r"(\w+):\s+(\d+) kB", status)}
+    if not {field, "RssFile", "RssShmem"} <= kilobytes.keys():
+        return None
+    return (kilobytes[field] - kilobytes["RssFile"] - kilobytes["RssShmem"]) * 1024
 
 
 # --- cases ----------------------------------------------------------------------------------------
@@ -267,7 +273,11 @@ class Bench:
         del calls
         modes = {c.name: timings[c.name].median for c in contenders if not c.ours}
         best = min((c for c in contenders if not c.ours), key=lambda c: modes[c.name])
-        pytorch_memory = self.memory(best.build, self.device)
+        lean = [c for c in contenders if not c.ours and not c.compiles]
+        pytorch_memory = None
+        if lean:
+            leanest = min(lean, key=lambda c: modes[c.name])
+            pytorch_memory = self.memory(leanest.build, self.device)
         return [
             Row(
                 name=c.name,

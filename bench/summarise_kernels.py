@@ -167,6 +167,11 @@ def main() -> None:
         found = registers_of(options.log.read_text(errors="replace"), kernels_in_csrc())
         if not found:
             sys.exit(f"summarise_kernels: {options.log} names no kernel; run make check-cuda first")
+        if missing := sorted(kernels_in_csrc().keys() - found.keys()):
+            sys.exit(
+                f"summarise_kernels: {options.log} has no {', '.join(missing)}; was nvidia-cutlass "
+                "installed for make check-cuda?"
+            )
         REGISTERS.write_text(json.dumps(found, indent=1) + "\n")
     text = DOCS.read_text(encoding="utf-8")
     begin, end = MARKS

@@ -233,16 +233,15 @@ class Update:
             for p, dtype in zip(self.parameters, self._dtypes, strict=True)
         ]
         self._call = partial(self._update, *self._grads)
-        self._optimizer: torch.optim.Optimizer = (
-            Adam(self.parameters)
-            if ours
-            else torch.optim.Adam(self.parameters, fused=True if fused else None)
-        )
-        self._call()  # makes the optimizer's state
-        if ours and problem.device.type == "cpu":
-            captured = CapturedStep(
-                self._update, self._grads, self._optimizer, LowPrecisionCopies()
+        if not ours:
+            self._optimizer: torch.optim.Optimizer = torch.optim.Adam(
+                self.parameters, fused=True if fused else None
             )
+            return
+        self._optimizer = adam = Adam(self.parameters)
+        if problem.device.type == "cpu":
+            adam.make_states()
+            captured = CapturedStep(self._update, self._grads, adam, LowPrecisionCopies())
             self._call = partial(captured.replay, *self._grads)
 
     def __call__(self) -> None:

@@ -35,8 +35,8 @@ class Adam(Optimizer):
             that a recorded CUDA graph follows a schedule which fills it.
         betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay: as in torch.
         foreach, fused, capturable: kept in the groups for a ``torch.optim.Adam`` that loads the
-            state dict, and not used: every step is fused, and once a first step has made the state
-            every one can be recorded into a CUDA graph.
+            state dict, and not used: every step is fused, and once a first step, or
+            ``make_states``, has made the state every one can be recorded into a CUDA graph.
         differentiable: must be False.
 
     Raises:
@@ -114,7 +114,11 @@ class Adam(Optimizer):
     def make_states(self) -> None:
         """Begin the state of every trained parameter that has none, as its first step would.
 
-        For a step that is recorded before it has ever run.
+        For a step that is recorded before it has ever run. One that never gets a gradient keeps a
+        state of zeros then, which no step reads.
+
+        Raises:
+            RuntimeError: a parameter is complex.
         """
         for group in self.param_groups:
             trained = [param for param in group["params"] if param.requires_grad]
@@ -153,7 +157,7 @@ class Adam(Optimizer):
 
     def _begin(self, params: list[Tensor], device: torch.device, amsgrad: bool) -> None:
         """Make the states of those that have none, in arenas."""
-        params = [param for param in params if not self.state[param]]
+        params = [param for param in params if not self.state.get(param)]
         if not params:
             return
         if any(param.is_complex() for param in params):

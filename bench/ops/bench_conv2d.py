@@ -39,10 +39,12 @@ BENCH = OpBench(
 WIDE = "256x128x8x8 128 of 3x3", (256, 128, 8, 128, 3, 1)
 STRIDED = "256x256x8x8 512 of 1x1 stride 2", (256, 256, 8, 512, 1, 2)
 POINTWISE = "256x64x16x16 256 of 1x1", (256, 64, 16, 256, 1, 1)
+# Float32 sums of the weights' gradient (weight_gradient_slices in conv2d_tensor_core.h).
+WIDE_SLICES, POINTWISE_SLICES = 29, 128
 
 
 def convolution(
-    name: str, kernel: str, stage: tuple[str, tuple[int, ...]], **others: Any
+    name: str, kernel: str, stage: tuple[str, tuple[int, ...]], slices: int = 0, **others: Any
 ) -> Kernel:
     """A pass of a convolution in bfloat16 on tensor cores: each value is moved once.
 
@@ -50,13 +52,15 @@ def convolution(
         name: of the ``__global__`` function.
         kernel: for SKINFAST_CONV2D.
         stage: one of those above.
+        slices: of a weights' gradient: so often it is written, in float32.
         others: fields of Kernel, and ``also``: bytes for each value of the output, beyond input,
             weights and output.
     """
     case, (n, c, side, k, r, stride) = stage
     out = (side - 1) // stride + 1
     outputs = n * k * out**2
-    moved = 2 * (n * c * side**2 + k * c * r**2 + outputs)
+    weights = k * c * r**2
+    moved = 2 * (n * c * side**2 + outputs) + (4 * slices * weights or 2 * weights)
     return Kernel(
         name,
         "value of the output",
@@ -77,29 +81,43 @@ KERNELS = (
         "partial weight",
         bytes=4,
         operations=1,
-        units=8 * 9 * 512 * 512,
-        case="256x512x2x2 512 of 3x3",
-        shape=(256, 512, 2, 512, 3, 1),
+        units=WIDE_SLICES * 128 * 128 * 9,
+        case=WIDE[0],
+        shape=WIDE[1],
         direction="training",
+        conv2d="tile128x128",
     ),
     convolution("conv2d_forward_kernel", "tile128x128", WIDE),
     convolution("conv2d_input_gradient_kernel", "tile128x128", WIDE, direction="training"),
     convolution("conv2d_input_gradient_kernel", "tile128x64", STRIDED, direction="training"),
-    convolution("conv2d_weight_gradient_kernel", "tile128x128", WIDE, direction="training"),
+    convolution(
+        "conv2d_weight_gradient_kernel", "tile128x128", WIDE, WIDE_SLICES, direction="training"
+    ),
     convolution("persistent_forward_kernel", "persistent128x128", POINTWISE),
-    convolution("persistent_statistics_kernel", "persistent128x64", POINTWISE, call=statistics),
+    # With two sums of each tile of 128 rows and each column.
+    convolution(
+        "persistent_statistics_kernel",
+        "persistent128x64",
+        POINTWISE,
+        also=8 / 128,
+        call=statistics,
+    ),
     convolution(
         "persistent_input_gradient_kernel", "persistent128x128", POINTWISE, direction="training"
     ),
-    # With the batch norm's x and the bits of its ReLU, for each value of the input.
+    # With the batch norm's x, the bits of its ReLU and those sums, for each value of the input.
     convolution(
         "persistent_input_gradient_statistics_kernel",
         "persistent128x64",
         POINTWISE,
-        also=(2 + 1 / 8) * 64 / 256,
+        also=(2 + 1 / 8 + 8 / 128) * 64 / 256,
         call=gradient,
     ),
     convolution(
-        "persistent_weight_gradient_kernel", "persistent128x128", POINTWISE, direction="training"
+        "persistent_weight_gradient_kernel",
+        "persistent128x128",
+        POINTWISE,
+        POINTWISE_SLICES,
+        direction="training",
     ),
 )

@@ -25,9 +25,10 @@ class TrainStep:
         optimizer: over the model's parameters.
         loss_function: logits and labels ``[B]`` to the mean loss.
         precision: "float32", or "bfloat16" for autocast with float32 parameters.
-        capture: on a CPU, record the step when a shape of a batch comes for the first time, and
-            replay it then and later (see ``CapturedStep``); on a GPU, launch whole epochs as CUDA
-            graphs (see ``DeviceEpochs``). The optimizer must be ``skinfast.optim.Adam``. No hook
+        capture: on a CPU, record the step when a shape of a batch comes for the first time and
+            replay it, then and whenever the shape comes again (see ``CapturedStep``): for a model
+            whose forward pass keeps no tensor outside its parameters and buffers; on a GPU, launch
+            whole epochs as CUDA graphs (see ``DeviceEpochs``). The optimizer must be ``skinfast.optim.Adam``. No hook
             runs in a replay, so a model in DistributedDataParallel is never captured. The results
             are equal bit for bit.
         launcher: for ``DeviceEpochs``; None: CUDA graphs on a GPU, on a CPU no such epochs.
@@ -120,10 +121,11 @@ class TrainStep:
     def _record(self, images: Tensor, labels: Tensor) -> CapturedStep:
         # What only concerns buffers, such as batch norm's count of batches, is computed meanwhile.
         before = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        captured = CapturedStep(self._learn, (images, labels), self.optimizer, self._copies)
-        for buffer, value in before:
-            buffer.copy_(value)
-        return captured
+        try:
+            return CapturedStep(self._learn, (images, labels), self.optimizer, self._copies)
+        finally:
+            for buffer, value in before:
+                buffer.copy_(value)
 
     def _state(self) -> int:
         """Another number when the optimizer has made or loaded another state."""

@@ -1,6 +1,7 @@
 """The harness's rules, on a clock that the test winds."""
 
 import argparse
+import dataclasses
 import json
 from functools import partial
 
@@ -107,6 +108,21 @@ def test_memory_is_that_of_ours_and_of_the_fastest_mode():
         "x", contenders("ours", "slow", "fast"), nothing_to_check
     )
     assert (row.ours_memory, row.pytorch_memory) == (10, 20)
+
+
+def test_memory_is_not_that_of_a_process_with_a_compiler():
+    def memory(build, device):
+        return {"ours": 10, "eager": 20}[build.args[0]]
+
+    clock = FakeClock({"ours": [1, 1, 2], "eager": [1, 1, 9], "compiled": [1, 1, 3]})
+    ours, eager, compiled = contenders("ours", "eager", "compiled")
+    compiled = dataclasses.replace(compiled, compiles=True)
+    bench = bench_with(clock, 1, memory)
+    (row,) = bench.compare("x", [ours, eager, compiled], nothing_to_check)
+    assert (row.mode, row.pytorch_memory) == ("compiled", 20)
+    clock.seconds |= {"ours": iter([1, 1, 2]), "compiled": iter([1, 1, 3])}
+    (row,) = bench.compare("x", [ours, compiled], nothing_to_check)
+    assert row.pytorch_memory is None
 
 
 def test_peak_memory_counts_what_was_freed_again_but_not_what_others_hold():

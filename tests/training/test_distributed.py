@@ -31,6 +31,9 @@ from tests.test_arena import no_arenas
 
 COUNT = 2
 
+# Process groups of their own, with ports that no other worker may take meanwhile.
+pytestmark = pytest.mark.xdist_group("distributed")
+
 
 def call_as(rank, port, function, arguments):
     """What a function returns as one of the processes that torchrun would start."""
