@@ -28,9 +28,9 @@ class TrainStep:
         capture: on a CPU, record the step when a shape of a batch comes for the first time and
             replay it, then and whenever the shape comes again (see ``CapturedStep``): for a model
             whose forward pass keeps no tensor outside its parameters and buffers; on a GPU, launch
-            whole epochs as CUDA graphs (see ``DeviceEpochs``). The optimizer must be ``skinfast.optim.Adam``. No hook
-            runs in a replay, so a model in DistributedDataParallel is never captured. The results
-            are equal bit for bit.
+            whole epochs as CUDA graphs (see ``DeviceEpochs``). The optimizer must be
+            ``skinfast.optim.Adam``. No hook runs in a replay, so a model in
+            DistributedDataParallel is never captured. The results are equal bit for bit.
         launcher: for ``DeviceEpochs``; None: CUDA graphs on a GPU, on a CPU no such epochs.
 
     Raises:
