@@ -109,7 +109,10 @@ class Report:
         colours = ["#2b6cb0" if ratio >= 1 else "#c05621" for ratio in ratios]
         figure = Figure(figsize=(11, 1.2 + 0.24 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
-        axes.barh(names, ratios, xerr=spread, color=colours, ecolor="#888888", capsize=2)
+        # By position: a name may come twice, and matplotlib would draw both in one place.
+        places = range(len(rows))
+        axes.barh(places, ratios, xerr=spread, color=colours, ecolor="#888888", capsize=2)
+        axes.set_yticks(places, names)
         axes.axvline(1, color="black", linewidth=1)
         axes.set_xlabel("PyTorch's best time / skinfast's time (right of 1: skinfast is faster)")
         axes.set_title(self._result["title"])
