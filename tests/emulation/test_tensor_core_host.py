@@ -7,6 +7,7 @@ use.
 """
 
 import ctypes
+import importlib
 import importlib.util
 import itertools
 import os
@@ -483,3 +484,13 @@ def test_autotune_finds_resnet50s_convolutions_and_says_what_it_needs(capsys, tm
         assert autotune.main(["--output", str(tmp_path / "table.h")]) == 77
         assert capsys.readouterr().err.startswith("autotune: there is no CUDA GPU")
         assert not (tmp_path / "table.h").exists()
+
+
+def test_the_table_of_kernels_counts_a_gradients_slices_as_they_are(plain):
+    bench = importlib.import_module("ops.bench_conv2d")
+    for kernel, (_, shape), slices in (
+        (1, bench.WIDE, bench.WIDE_SLICES),
+        (3, bench.POINTWISE, bench.POINTWISE_SLICES),
+    ):
+        n, c, side, k, r, _ = shape
+        assert plain.library.stand_in_slices(kernel, n * side**2, k, c * r**2) == slices
