@@ -69,7 +69,7 @@ STABLE_TORCH_LIBRARY(SKINFAST_NAMESPACE, m) {
       "-> (Tensor output, Tensor mask, Tensor mean, Tensor variance)");
   m.def(
       "batch_norm_add_relu_backward(Tensor grad_output, Tensor x, Tensor mask, Tensor mean, "
-      "Tensor variance, Tensor? weight, bool training, float eps) "
+      "Tensor variance, Tensor? weight, bool training, float eps, Tensor? other_grad_output=None) "
       "-> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
   m.def(
       "batch_norm_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, "

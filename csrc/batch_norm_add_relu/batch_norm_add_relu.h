@@ -21,9 +21,10 @@ template <FourTensors (*kBackward)(const BatchNormBackwardInputs&)>
 FourTensors batch_norm_add_relu_backward_host(const Tensor& grad_output, const Tensor& x,
                                               const Tensor& mask, const Tensor& mean,
                                               const Tensor& variance, const OptionalTensor& weight,
-                                              bool training, double eps) {
+                                              bool training, double eps,
+                                              const OptionalTensor& other_grad_output) {
   return kBackward({"batch_norm_add_relu_backward", grad_output, x, mask, mean, variance, weight,
-                    training, eps, true, true});
+                    training, eps, true, true, other_grad_output});
 }
 
 }  // namespace skinfast

@@ -36,6 +36,7 @@ struct BatchNormBackwardInputs {
   double eps;
   bool needs_grad_x;
   bool needs_grad_residual;
+  OptionalTensor other_grad_output = std::nullopt;  // with a residual, on the CPU alone
 };
 
 // Defined in batch_norm_relu_cpu.cpp and batch_norm_relu_cuda.cu, for both ops.
@@ -179,6 +180,11 @@ inline void check_backward(const BatchNormBackwardInputs& in) {
   check_channels(in.op, in.x);
   check_same_device(in.op, "grad_output", in.grad_output, "x", in.x);
   check_same_dtype(in.op, "grad_output", in.grad_output, "x", in.x);
+  if (in.other_grad_output.has_value()) {
+    check_same_device(in.op, "other_grad_output", *in.other_grad_output, "x", in.x);
+    check_same_dtype(in.op, "other_grad_output", *in.other_grad_output, "x", in.x);
+    check_shape(in.op, "other_grad_output", *in.other_grad_output, shape_of(in.x));
+  }
   for (const auto& [name, vector] : {std::pair{"mean", &in.mean}, {"variance", &in.variance}}) {
     check_same_device(in.op, name, *vector, "x", in.x);
     check_dtype(in.op, name, *vector, statistics_dtype(in.x));
@@ -204,6 +210,8 @@ FourTensors with_backward_call(const BatchNormBackwardInputs& in, const Launch& 
   }
   const Tensor x = dense(in.x, layout);
   const Tensor grad_output = dense(in.grad_output, layout);
+  OptionalTensor other_grad_output;
+  if (in.other_grad_output.has_value()) other_grad_output = dense(*in.other_grad_output, layout);
   const Tensor mask = dense(in.mask, in.mask.dim() == 4 ? layout : MemoryFormat::Contiguous);
   const Tensor mean = dense(in.mean, MemoryFormat::Contiguous);
   const Tensor variance = dense(in.variance, MemoryFormat::Contiguous);
@@ -212,6 +220,7 @@ FourTensors with_backward_call(const BatchNormBackwardInputs& in, const Launch& 
   BatchNormBackward backward{
       .shape = shape_in_memory(x, layout),
       .grad_output = grad_output.const_data_ptr(),
+      .other_grad_output = data_or_null(other_grad_output),
       .x = x.const_data_ptr(),
       .mask = nullptr,
       .mean = mean.const_data_ptr(),

@@ -50,17 +50,14 @@ void apply_range(const BatchNormForward& a, int64_t begin, int64_t end, T* outpu
   });
 }
 
-template <typename T, bool kTraining, bool kResidual, bool kRelu, typename G,
-          typename A = accumulate_t<T>>
+template <typename T, bool kTraining, bool kRelu, typename G, typename A = accumulate_t<T>>
 void apply_backward_piece(const G* __restrict grad_output, const T* __restrict x,
                           const uint8_t* __restrict flags, const A* __restrict mean,
                           const A* __restrict scale, const A* __restrict slope,
-                          const A* __restrict offset, T* __restrict grad_x,
-                          T* __restrict grad_residual, int64_t count) {
+                          const A* __restrict offset, T* __restrict grad_x, int64_t count) {
   for (int64_t k = 0; k < count; ++k) {
     const A above = load(grad_output[k]);
     const A grad = !kRelu || flags[k] != 0 ? above : A(0);
-    if (kResidual) grad_residual[k] = store<T>(grad);
     grad_x[k] = store<T>(
         kTraining ? training_gradient(grad, load(x[k]), mean[k], scale[k], slope[k], offset[k])
                   : grad * scale[k]);
@@ -68,7 +65,7 @@ void apply_backward_piece(const G* __restrict grad_output, const T* __restrict x
 }
 
 // The elements [begin, end), at most kChunk of them, whose `grad_output` is stored in T or A.
-template <typename T, bool kTraining, bool kResidual, bool kRelu, typename G = T>
+template <typename T, bool kTraining, bool kRelu, typename G = T>
 void apply_backward_range(const BatchNormBackward& a, const G* grad_output, int64_t begin,
                           int64_t end) {
   using A = accumulate_t<T>;
@@ -80,12 +77,11 @@ void apply_backward_range(const BatchNormBackward& a, const G* grad_output, int6
       return per_column(vector, a.shape.group, column, count, buffer);
     };
     const A* coefficients = static_cast<const A*>(a.coefficients);
-    apply_backward_piece<T, kTraining, kResidual, kRelu>(
+    apply_backward_piece<T, kTraining, kRelu>(
         grad_output + (i - begin), static_cast<const T*>(a.x) + i, flags + (i - begin),
         values(static_cast<const A*>(a.mean), means), values(coefficients, scales),
         values(coefficients + a.shape.channels, slopes),
-        values(coefficients + 2 * a.shape.channels, offsets), static_cast<T*>(a.grad_x) + i,
-        kResidual ? static_cast<T*>(a.grad_residual) + i : nullptr, count);
+        values(coefficients + 2 * a.shape.channels, offsets), static_cast<T*>(a.grad_x) + i, count);
   });
 }
 

@@ -92,6 +92,41 @@ void combine_backward(const BatchNormBackward& a, int64_t channel, int64_t chann
   }
 }
 
+template <typename T, bool kOther, typename A = accumulate_t<T>>
+void pass_gradient(const T* __restrict grad_output, const T* __restrict other,
+                   const uint8_t* __restrict flags, T* __restrict grad_residual, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) {
+    A grad = load(grad_output[k]);
+    if (kOther) grad += load(other[k]);
+    grad_residual[k] = store<T>(flags[k] != 0 ? grad : A(0));
+  }
+}
+
+// The gradient of the residual, which is that behind the ReLU, is written a row of the tile before
+// the row is summed.
+template <typename T>
+void reduce_tile_with_residual(const BatchNormBackward& a, const Tile& tile) {
+  const T* grad_output = static_cast<const T*>(a.grad_output);
+  const T* other = static_cast<const T*>(a.other_grad_output);
+  T* grad_residual = static_cast<T*>(a.grad_residual);
+  const auto pass = other != nullptr ? &pass_gradient<T, true> : &pass_gradient<T, false>;
+  reduce_tile_backward<T, false>(a, tile, [&](int64_t row) -> const T* {
+    uint8_t flags[kTileColumns + 8];
+    const int64_t first = first_of(a.shape, tile) + row * a.shape.columns;
+    unpack_mask(a.mask, first, tile.columns, flags);
+    pass(grad_output + first, other != nullptr ? other + first : nullptr, flags,
+         grad_residual + first, tile.columns);
+    return grad_residual + first;
+  });
+}
+
+template <typename T, bool kRelu>
+void reduce_tile_without_residual(const BatchNormBackward& a, const Tile& tile) {
+  const T* grad_output = static_cast<const T*>(a.grad_output) + first_of(a.shape, tile);
+  reduce_tile_backward<T, kRelu>(a, tile,
+                                 [&](int64_t row) { return grad_output + row * a.shape.columns; });
+}
+
 }  // namespace
 
 void batch_norm_reduce(DType dtype, const BatchNormForward& a, int64_t begin, int64_t end) {
@@ -103,13 +138,10 @@ void batch_norm_reduce(DType dtype, const BatchNormForward& a, int64_t begin, in
 void batch_norm_reduce_backward(DType dtype, const BatchNormBackward& a, int64_t begin,
                                 int64_t end) {
   SKINFAST_CPU_DISPATCH(dtype, T, {
-    const auto reduce =
-        a.mask != nullptr ? &reduce_tile_backward<T, true> : &reduce_tile_backward<T, false>;
-    for (int64_t i = begin; i < end; ++i) {
-      const Tile tile = tile_at(a.shape, i);
-      reduce(a, tile, static_cast<const T*>(a.grad_output) + first_of(a.shape, tile),
-             a.shape.columns);
-    }
+    const auto reduce = a.grad_residual != nullptr ? &reduce_tile_with_residual<T>
+                        : a.mask != nullptr        ? &reduce_tile_without_residual<T, true>
+                                                   : &reduce_tile_without_residual<T, false>;
+    for (int64_t i = begin; i < end; ++i) reduce(a, tile_at(a.shape, i));
   });
 }
 

@@ -42,12 +42,13 @@ struct BatchNormForward {
 
 struct BatchNormBackward {
   BatchNormShape shape;
-  const void* grad_output;  // T [rows, columns]
-  const void* x;            // T [rows, columns]
-  const uint8_t* mask;      // null without ReLU
-  const void* mean;         // A
-  const void* variance;     // A
-  const void* weight;       // A, optional
+  const void* grad_output;        // T [rows, columns]
+  const void* other_grad_output;  // T [rows, columns], optional: added to it, rounded to T
+  const void* x;                  // T [rows, columns]
+  const uint8_t* mask;            // null without ReLU
+  const void* mean;               // A
+  const void* variance;           // A
+  const void* weight;             // A, optional
   double eps;
   bool training;
   void* grad_x;         // T [rows, columns], optional
@@ -148,7 +149,7 @@ SKINFAST_HOST_DEVICE A training_gradient(A grad, A x, A mean, A scale, A slope, 
 // A reduction is cut into tiles of at most kTileRows x kTileColumns whatever the number of threads.
 // A tile covers whole channels, or, where a channel is wider than a tile, one slice of a channel.
 constexpr int64_t kTileRows = 128;
-constexpr int64_t kTileColumns = 256;
+constexpr int64_t kTileColumns = 512;
 constexpr int64_t kPivotRows = 16;
 // The passes that write cut memory into chunks: a multiple of 8 elements, so of whole mask bytes.
 constexpr int64_t kChunk = 1024;

@@ -28,13 +28,16 @@ void apply_chunk(const BatchNormForward& a, int64_t begin, int64_t end) {
 
 template <typename T, bool kTraining>
 void apply_backward_chunk(const BatchNormBackward& a, int64_t begin, int64_t end) {
+  if (a.grad_residual != nullptr) {  // written by the reduction: the gradient behind the ReLU
+    const T* grad_residual = static_cast<const T*>(a.grad_residual) + begin;
+    apply_backward_range<T, kTraining, false>(a, grad_residual, begin, end);
+    return;
+  }
   const T* grad_output = static_cast<const T*>(a.grad_output) + begin;
-  if (a.grad_residual != nullptr) {
-    apply_backward_range<T, kTraining, true, true>(a, grad_output, begin, end);
-  } else if (a.mask != nullptr) {
-    apply_backward_range<T, kTraining, false, true>(a, grad_output, begin, end);
+  if (a.mask != nullptr) {
+    apply_backward_range<T, kTraining, true>(a, grad_output, begin, end);
   } else {
-    apply_backward_range<T, kTraining, false, false>(a, grad_output, begin, end);
+    apply_backward_range<T, kTraining, false>(a, grad_output, begin, end);
   }
 }
 

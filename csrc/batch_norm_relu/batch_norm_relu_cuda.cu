@@ -58,6 +58,8 @@ FourTensors batch_norm_forward_cuda(const BatchNormInputs& inputs) {
 
 FourTensors batch_norm_backward_cuda(const BatchNormBackwardInputs& inputs) {
   check_elements(inputs.op, inputs.x);
+  SKINFAST_CHECK(!inputs.other_grad_output.has_value(), inputs.op,
+                 ": other_grad_output is given; on CUDA add it to grad_output beforehand");
   return batch_norm_backward_host(inputs, [](BatchNormBackward& call, const Tensor& x) {
     const DeviceGuard guard(x.get_device_index());
     SKINFAST_CUDA_DISPATCH(dtype_of(x), T, {

@@ -60,10 +60,9 @@ inline int64_t partial_count(const BatchNormShape& shape) {
   return tiling.row_tiles * tiling.slices;
 }
 
-// grad_output [rows, columns] of the tile, `pitch` elements from row to row, is stored in T or A.
-template <typename T, bool kRelu, typename G = T>
-void reduce_tile_backward(const BatchNormBackward& a, const Tile& tile, const G* grad_output,
-                          int64_t pitch) {
+// gradient(row) is grad_output's row of the tile, stored in T or A.
+template <typename T, bool kRelu, typename Gradient>
+void reduce_tile_backward(const BatchNormBackward& a, const Tile& tile, const Gradient& gradient) {
   using A = accumulate_t<T>;
   const int64_t columns = tile.columns;
   A sum[kTileColumns] = {}, dot[kTileColumns] = {}, buffer[kTileColumns];
@@ -73,7 +72,7 @@ void reduce_tile_backward(const BatchNormBackward& a, const Tile& tile, const G*
   for (int64_t row = 0; row < tile.rows; ++row) {
     const int64_t first = first_of(a.shape, tile) + row * a.shape.columns;
     const T* __restrict px = static_cast<const T*>(a.x) + first;
-    const G* __restrict pg = grad_output + row * pitch;
+    const auto* __restrict pg = gradient(row);
     if (kRelu) unpack_mask(a.mask, first, columns, flags);
     for (int64_t k = 0; k < columns; ++k) {
       const A above = load(pg[k]);

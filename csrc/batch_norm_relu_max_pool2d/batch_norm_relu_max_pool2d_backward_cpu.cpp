@@ -76,9 +76,9 @@ void batch_norm_relu_max_pool2d_reduce_backward(DType dtype, const BatchNormBack
       const int64_t rows = smaller(blocks.rows, a.shape.rows - top.row);
       unpool_block<T>(a, p, argmax, {top.row, rows, top.column, top.columns}, grad);
       for (int64_t k = first; k < last; ++k) {
-        reduce_tile_backward<T, false>(
-            a, tile_at(a.shape, k * tiling.column_tiles + column_tile),
-            const_cast<const A*>(grad) + (k - first) * kTileRows * top.columns, top.columns);
+        const A* tile_grad = grad + (k - first) * kTileRows * top.columns;
+        reduce_tile_backward<T, false>(a, tile_at(a.shape, k * tiling.column_tiles + column_tile),
+                                       [&](int64_t row) { return tile_grad + row * top.columns; });
       }
     }
   });
@@ -90,8 +90,8 @@ void batch_norm_relu_max_pool2d_apply_backward(DType dtype, const BatchNormBackw
   const PoolBlocks blocks = gradient_blocks(a.shape);
   SKINFAST_CPU_DISPATCH(dtype, T, {
     using A = accumulate_t<T>;
-    const auto apply = a.training ? &apply_backward_range<T, true, false, false, A>
-                                  : &apply_backward_range<T, false, false, false, A>;
+    const auto apply = a.training ? &apply_backward_range<T, true, false, A>
+                                  : &apply_backward_range<T, false, false, A>;
     A* grad = static_cast<A*>(scratch);
     for (int64_t i = begin; i < end; ++i) {
       const Block block = block_at(a.shape, blocks, i);

@@ -23,6 +23,7 @@ struct PatchConv2d {
 
   int64_t rows() const { return N * P * Q; }
   int64_t patch() const { return R * S * C; }
+  bool is_single_tap() const { return R * S == 1; }
   // Whether x, row by row, is the matrix of patches already.
   bool is_pointwise() const {
     return R == 1 && S == 1 && P == H && Q == W && stride_h == 1 && stride_w == 1 && pad_h == 0 &&

@@ -148,38 +148,49 @@ struct Products {
   }
 };
 
+// What is computed of a convolution.
+enum class Result { kOutput, kInputGradient, kWeightGradient };
+
 // Whether the sizes make products the faster way; measured, see docs/performance.md. On Intel MKL's
 // products are fast and oneDNN's bfloat16 gradients slow on any map that is not large; off Intel
 // MKL's are slower, and of those gradients only that of the weight is slow.
-bool prefer_products(const PatchConv2d& conv, DType dtype, bool is_weight_gradient) {
+bool prefer_products(const PatchConv2d& conv, DType dtype, Result result) {
   constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
   const bool narrow = dtype == DType::kBFloat16, intel = is_intel();
   if (conv.C < 16) return false;
-  if (conv.R * conv.S == 1) {
+  if (conv.is_single_tap()) {
     return conv.rows() <= (narrow ? (intel ? kAny : 2048) : (intel ? 4096 : 256));
   }
-  return conv.P * conv.Q <= (narrow && (intel || is_weight_gradient) ? 16 : 4);
+  return conv.P * conv.Q <= (narrow && (intel || result == Result::kWeightGradient) ? 16 : 4);
 }
 
-// How to compute a convolution or one of its gradients.
+// Likewise panels, where they can be had. On larger maps oneDNN's direct convolution has less to
+// copy; but its gradients of the weight and of what a stride passed over are slow. What panels gain
+// in bfloat16 are the taps in the padding, for MKL's products of two matrices are as fast.
+bool prefer_panels(const PatchConv2d& conv, DType dtype, Result result) {
+  // Behind a 1x1 kernel only the pixels that it touched have a gradient.
+  const bool all_pixels = result == Result::kInputGradient && !conv.is_single_tap();
+  const int64_t pixels = conv.H * conv.W, rows = all_pixels ? conv.N * pixels : conv.rows();
+  if (cpu_isa() == Isa::kAmxBf16) return rows <= 4096;
+  const bool strided = conv.stride_h * conv.stride_w > 1;
+  if (result == Result::kInputGradient && strided && cpu_isa() > Isa::kAvx2) return true;
+  if (result == Result::kWeightGradient) {
+    if (dtype == DType::kBFloat16) return true;
+    return rows <= 4096 || (!conv.is_single_tap() && cpu_isa() == Isa::kAvx2);
+  }
+  if (dtype == DType::kBFloat16) return pixels == 1 || (pixels <= 16 && !conv.is_single_tap());
+  return rows <= 1024;
+}
+
+// How to compute it.
 enum class Way { kAten, kProducts, kPanels, kWinograd };
 
-// Up to how many rows, those of the result or, for the gradient of the weight, those summed over,
-// panels are the faster way; measured, see docs/performance.md. On larger maps oneDNN's direct
-// convolution has less to copy; but its gradient of the weight is slow, above all in AVX2.
-int64_t most_panel_rows(const PatchConv2d& conv, bool is_weight_gradient) {
-  if (cpu_isa() == Isa::kAmxBf16) return 4096;
-  if (!is_weight_gradient) return 1024;
-  if (conv.R * conv.S == 1 || cpu_isa() > Isa::kAvx2) return 4096;
-  return std::numeric_limits<int64_t>::max();
-}
-
-Way way_of(const PatchConv2d& conv, DType dtype, int64_t rows, bool is_weight_gradient) {
+Way way_of(const PatchConv2d& conv, DType dtype, Result result) {
   if (PanelProducts::can(conv, dtype)) {
-    if (WinogradProducts::can(conv)) return Way::kWinograd;
-    if (rows <= most_panel_rows(conv, is_weight_gradient)) return Way::kPanels;
+    if (dtype == DType::kFloat && WinogradProducts::can(conv)) return Way::kWinograd;
+    if (prefer_panels(conv, dtype, result)) return Way::kPanels;
   }
-  return prefer_products(conv, dtype, is_weight_gradient) ? Way::kProducts : Way::kAten;
+  return prefer_products(conv, dtype, result) ? Way::kProducts : Way::kAten;
 }
 
 std::optional<Products> as_products(const Tensor& x, const Tensor& weight,
@@ -223,9 +234,8 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Ten
   const MemoryFormat layout = conv2d_layout(x, weight);
   const Tensor dense_x = dense(x, layout);
   const auto products = as_products(dense_x, weight, shape, arguments);
-  const Way way = products && !bias
-                      ? way_of(products->conv, dtype_of(x), products->conv.rows(), false)
-                      : Way::kAten;
+  const Way way =
+      products && !bias ? way_of(products->conv, dtype_of(x), Result::kOutput) : Way::kAten;
   if (way == Way::kAten) return aten_conv2d(x, weight, bias, arguments);
 
   Tensor output = empty_in(x, shape, layout);
@@ -261,11 +271,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   const auto products = as_products(dense_x, weight, shape, arguments);
   Way input_way = Way::kAten, weight_way = Way::kAten;
   if (products && !want_bias) {
-    const PatchConv2d& conv = products->conv;
-    // Behind a 1x1 kernel only the pixels that it touched have a gradient.
-    const int64_t rows = conv.R * conv.S == 1 ? conv.rows() : conv.N * conv.H * conv.W;
-    input_way = way_of(conv, dtype_of(x), rows, false);
-    weight_way = way_of(conv, dtype_of(x), conv.rows(), true);
+    input_way = way_of(products->conv, dtype_of(x), Result::kInputGradient);
+    weight_way = way_of(products->conv, dtype_of(x), Result::kWeightGradient);
   }
   auto [grad_x, grad_weight, grad_bias] = aten_conv2d_backward(
       grad_output, x, weight, arguments,

@@ -1,5 +1,6 @@
-// Convolutions in float32 on a CPU as products of panels, 32 rows by 32 columns: on its bfloat16
-// tiles where it has them (conv2d_panels_tiles.h), else in vectors (conv2d_panels_vectors.h).
+// Convolutions on a CPU as products of panels, 32 rows by 32 columns: in float32 on its bfloat16
+// tiles where it has them (conv2d_panels_tiles.h), else in vectors (conv2d_panels_vectors.h), and
+// in vectors of bfloat16 where it has their products, summed in float32.
 //
 // Every convolution and gradient here is one sum over taps:
 //   result[n, i, j] = sum over taps of map[n, i * step + tap] times the tap's weights.
@@ -47,25 +48,32 @@ struct PanelRange {
 constexpr int64_t kPackedRows = 256;  // packed at a time
 constexpr int64_t kPackedColumns = 128;
 // Bytes of a task's scratch, which begins at a cache line: both operands, at most 512 numbers of
-// three bfloat16 each deep, and one panel's result.
+// three bfloat16 each deep, and one panel's result;
 constexpr int64_t kPanelScratch = 6 * 512 * (kPackedRows + kPackedColumns) + 4 * kPanel * kPanel;
+// and of a narrow result all sums, until they are whole.
+inline int64_t panel_scratch(DType dtype, const PanelRange& range) {
+  const int64_t columns = (range.column_end - range.column_begin) * kPanel;
+  return kPanelScratch + (dtype == DType::kFloat ? 0 : 4 * kPackedRows * columns);
+}
 
-// CPU kernels.
+// CPU kernels, for float32 and, in kAvx512Bf16, bfloat16.
 // result = map * weight, summed over a tap's channels, [filter, tap, channel]: the convolution.
 // Panels of grid rows by panels of filters.
-SKINFAST_DECLARE_KERNEL(void panel_conv2d(const PanelConv2d& conv, const PanelTarget& target,
-                                          const PanelRange& range, const float* map,
-                                          const float* weight, float* result, void* scratch))
+SKINFAST_DECLARE_KERNEL(void panel_conv2d(DType dtype, const PanelConv2d& conv,
+                                          const PanelTarget& target, const PanelRange& range,
+                                          const void* map, const void* weight, void* result,
+                                          void* scratch))
 // result = map * weight, summed over a tap's filters: the gradient of the input, whose map is the
 // gradient of the output. Panels of grid rows by panels of channels.
-SKINFAST_DECLARE_KERNEL(void panel_input_gradient(
-    const PanelConv2d& conv, const PanelTarget& target, const PanelRange& range, const float* map,
-    const float* weight, float* result, void* scratch))
+SKINFAST_DECLARE_KERNEL(void panel_input_gradient(DType dtype, const PanelConv2d& conv,
+                                                  const PanelTarget& target,
+                                                  const PanelRange& range, const void* map,
+                                                  const void* weight, void* result, void* scratch))
 // grad_weight [filter, tap, channel] = grad_output * map, summed over the grid's rows. Panels of
 // filters by panels of taps and channels.
-SKINFAST_DECLARE_KERNEL(void panel_weight_gradient(const PanelConv2d& conv, int64_t filters,
-                                                   const PanelRange& range,
-                                                   const float* grad_output, const float* map,
-                                                   float* grad_weight, void* scratch))
+SKINFAST_DECLARE_KERNEL(void panel_weight_gradient(DType dtype, const PanelConv2d& conv,
+                                                   int64_t filters, const PanelRange& range,
+                                                   const void* grad_output, const void* map,
+                                                   void* grad_weight, void* scratch))
 
 }  // namespace skinfast

@@ -9,13 +9,16 @@ namespace skinfast::SKINFAST_ISA {
 
 namespace {
 
-// Calls task(panels) with what multiplies panels on this CPU.
+// Calls task(panels) with what multiplies panels of that dtype on this CPU.
 template <typename Task>
-void on_panels(const Task& task) {
-#if defined(__AVX512BF16__) && defined(__AMX_BF16__)
+void on_panels([[maybe_unused]] DType dtype, const Task& task) {
+#if defined(__AVX512BF16__)
+  if (dtype == DType::kBFloat16) return task(PairPanels());
+#if defined(__AMX_BF16__)
   if (cpu_isa() == Isa::kAmxBf16) return task(TilePanels());
 #endif
-  task(VectorPanels());
+#endif
+  task(FloatPanels());
 }
 
 template <typename Panels>
@@ -24,7 +27,8 @@ constexpr int64_t kBlocks = Panels::kDepth / kPanel;  // along the part of a sum
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // The numbers under padding and behind the last row.
-alignas(64) constexpr float kZeros[kPanel] = {};
+template <typename Number>
+alignas(64) constexpr Number kZeros[kPanel] = {};
 
 // The rows of one panel of the grid. Where there are taps to be left out they are a pixel of one
 // image after the other, else pixels in the order in which they are stored.
@@ -68,7 +72,8 @@ struct GridPanel {
     return h >= 0 && h < conv.H && w >= 0 && w < conv.W;
   }
   // The pixels under a tap; null in the padding.
-  void pixels(const PanelConv2d& conv, int tap, const float* map, const float** rows) const {
+  template <typename Number>
+  void pixels(const PanelConv2d& conv, int tap, const Number* map, const Number** rows) const {
     for (int64_t k = 0; k < kPanel; ++k) {
       rows[k] = nullptr;
       if (k >= count || !is_inside(conv, tap, k)) continue;
@@ -107,18 +112,20 @@ void for_each_run(int64_t count, const IsMet& is_met, const Body& body) {
 // Pixels under the taps, 32 rows of them summed over along the row: the left operand, in blocks
 // [first, first + count) of taps and channels. Those of taps that meet nothing stay as they are.
 template <typename Panels>
-void pack_pixels(const PanelConv2d& conv, const float* map, const GridPanel& panel, int64_t first,
-                 int64_t count, typename Panels::Element* target) {
+void pack_pixels(const PanelConv2d& conv, const typename Panels::Number* map,
+                 const GridPanel& panel, int64_t first, int64_t count,
+                 typename Panels::Element* target) {
+  using Number = typename Panels::Number;
   const int64_t channel_blocks = conv.channels / kPanel;
   for (int64_t done = 0; done < count;) {
     const int64_t channel_block = (first + done) % channel_blocks;
     const int64_t blocks = smaller(channel_blocks - channel_block, count - done);
     const int tap = static_cast<int>((first + done) / channel_blocks);
     if (panel.meets(tap)) {
-      const float* pixels[kPanel];
+      const Number* pixels[kPanel];
       panel.pixels(conv, tap, map, pixels);
       for (int64_t i = 0; i < kPanel; ++i) {  // a pixel's channels one after the other
-        const float* pixel = pixels[i] ? pixels[i] + channel_block * kPanel : kZeros;
+        const Number* pixel = pixels[i] ? pixels[i] + channel_block * kPanel : kZeros<Number>;
         for (int64_t k = 0; k < blocks; ++k) {
           Panels::pack_left_row(pixel, i, target + (done + k) * Panels::kBlock);
           if (pixels[i]) pixel += kPanel;
@@ -140,44 +147,66 @@ struct Scratch {
                     kPanel * kPanel * sizeof(float) <=
                 kPanelScratch);
   Element *left, *right;
-  float* corner;
+  float* sums;
 
   explicit Scratch(void* memory) {
     left = static_cast<Element*>(memory);
     right = left + kPackedRows / kPanel * kPanelElements;
-    corner = reinterpret_cast<float*>(right + kColumns * kPanelElements);
+    sums = reinterpret_cast<float*>(right + kColumns * kPanelElements);
   }
 };
 
-// The blocks that is_met(k) of a panel of the grid times those of a panel of columns, into the
-// result's pixels, which are `stride` apart; by way of `corner` where that is 0.
-template <typename Panels, typename IsMet>
-void multiply_rows(const GridPanel& panel, const PanelTarget& target, int64_t column,
-                   const typename Panels::Element* a, const typename Panels::Element* b,
-                   int64_t blocks, const IsMet& is_met, bool accumulate, int64_t stride,
-                   float* result, float* corner) {
-  float* c = stride != 0 ? result + panel.place(target, 0) + column : corner;
-  const int64_t c_stride = stride != 0 ? stride : kPanel;
-  if (stride == 0 && accumulate) {
-    for (int64_t k = 0; k < panel.count; ++k) {
-      memcpy(corner + k * kPanel, result + panel.place(target, k) + column, kPanel * sizeof(float));
+// 32 by 32 sums on their way into the result.
+template <typename Panels>
+struct Sums {
+  using Number = typename Panels::Number;
+  static constexpr bool kNarrow = sizeof(Number) < sizeof(float);
+
+  bool is_first, is_last;  // of the parts that are summed one after the other
+  int64_t stride;          // between the result's rows, where they can be written as they lie
+  float* scratch;
+
+  Sums(bool is_first, bool is_last, int64_t stride, float* memory, int64_t place)
+      : is_first(is_first), is_last(is_last), stride(stride), scratch(memory) {
+    if (kNarrow && !(is_first && is_last)) scratch += place * kPanel * kPanel;
+  }
+
+  // multiply(c, row_stride) computes or adds to them; row(k) is row k of the result, of `count`.
+  template <typename Multiply, typename Row>
+  void add(const Multiply& multiply, int64_t count, const Row& row) const {
+    if constexpr (!kNarrow) {
+      if (stride != 0) return multiply(row(0), stride);
+      for (int64_t k = 0; k < count && !is_first; ++k) {
+        memcpy(scratch + k * kPanel, row(k), kPanel * sizeof(float));
+      }
+    }
+    multiply(scratch, kPanel);
+    if (kNarrow && !is_last) return;
+    for (int64_t k = 0; k < count; ++k) {
+      for (int64_t j = 0; j < kPanel; j += kLanes<float>) {
+        store_vector(row(k) + j, load_vector(scratch + k * kPanel + j));
+      }
     }
   }
+};
+
+// c (+)= the products of the blocks that is_met(k), by Panels' multiply or multiply_across.
+template <typename Panels, typename Product, typename IsMet>
+void multiply_met(const Product& product, const typename Panels::Element* a,
+                  const typename Panels::Element* b, int64_t blocks, const IsMet& is_met, float* c,
+                  int64_t row_stride, bool accumulate) {
   for_each_run(blocks, is_met, [&](int64_t begin, int64_t end) {
-    Panels::multiply(a + begin * Panels::kBlock, b + begin * Panels::kBlock, end - begin, c,
-                     c_stride, accumulate);
+    product(a + begin * Panels::kBlock, b + begin * Panels::kBlock, end - begin, c, row_stride,
+            accumulate);
     accumulate = true;
   });
-  if (!accumulate) Panels::multiply(a, b, 0, c, c_stride, false);  // zeros
-  if (stride != 0) return;
-  for (int64_t k = 0; k < panel.count; ++k) {
-    memcpy(result + panel.place(target, k) + column, corner + k * kPanel, kPanel * sizeof(float));
-  }
+  if (!accumulate) product(a, b, 0, c, row_stride, false);  // zeros
 }
 
 // The weights of 32 filters at a tap, from a channel on.
-void weight_rows(const PanelConv2d& conv, const float* weight, int tap, int64_t filter,
-                 int64_t channel, const float** rows) {
+template <typename Number>
+void weight_rows(const PanelConv2d& conv, const Number* weight, int tap, int64_t filter,
+                 int64_t channel, const Number** rows) {
   for (int64_t k = 0; k < kPanel; ++k) {
     rows[k] = weight + (filter + k) * conv.filter_stride + conv.tap[tap].weight + channel;
   }
@@ -186,7 +215,8 @@ void weight_rows(const PanelConv2d& conv, const float* weight, int tap, int64_t 
 // Both products by the grid's rows; pack_right(tap, channel, column, block) packs the weights.
 template <typename Panels, typename PackRight>
 void multiply_grid(const PanelConv2d& conv, const PanelTarget& target, const PanelRange& range,
-                   const float* map, float* result, void* memory, const PackRight& pack_right) {
+                   const typename Panels::Number* map, typename Panels::Number* result,
+                   void* memory, const PackRight& pack_right) {
   const Scratch<Panels> scratch(memory);
   constexpr int64_t kElements = Scratch<Panels>::kPanelElements;
   const int64_t channel_blocks = conv.channels / kPanel;
@@ -219,11 +249,22 @@ void multiply_grid(const PanelConv2d& conv, const PanelTarget& target, const Pan
         }
         for (int64_t c = 0; c < columns; ++c) {
           for (int64_t p = 0; p < panels; ++p) {
-            multiply_rows<Panels>(
-                grid[p], target, (column + c) * kPanel, scratch.left + p * kElements,
-                scratch.right + c * kElements, blocks,
-                [&](int64_t k) { return grid[p].meets((first + k) / channel_blocks); }, first > 0,
-                strides[p], result, scratch.corner);
+            const int64_t place =
+                p * (range.column_end - range.column_begin) + column + c - range.column_begin;
+            const Sums<Panels> sums{first == 0, first + blocks == all_blocks, strides[p],
+                                    scratch.sums, place};
+            sums.add(
+                [&](float* target_sums, int64_t row_stride) {
+                  multiply_met<Panels>(
+                      Panels::multiply, scratch.left + p * kElements, scratch.right + c * kElements,
+                      blocks,
+                      [&](int64_t k) { return grid[p].meets((first + k) / channel_blocks); },
+                      target_sums, row_stride, first > 0);
+                },
+                grid[p].count,
+                [&](int64_t k) {
+                  return result + grid[p].place(target, k) + (column + c) * kPanel;
+                });
           }
         }
       }
@@ -233,28 +274,31 @@ void multiply_grid(const PanelConv2d& conv, const PanelTarget& target, const Pan
 
 }  // namespace
 
-void panel_conv2d(const PanelConv2d& conv, const PanelTarget& target, const PanelRange& range,
-                  const float* map, const float* weight, float* result, void* scratch) {
-  on_panels([&]<typename Panels>(const Panels&) {
+void panel_conv2d(DType dtype, const PanelConv2d& conv, const PanelTarget& target,
+                  const PanelRange& range, const void* map, const void* weight, void* result,
+                  void* scratch) {
+  on_panels(dtype, [&]<typename Panels>(const Panels&) {
+    using Number = typename Panels::Number;
     multiply_grid<Panels>(
-        conv, target, range, map, result, scratch,
+        conv, target, range, static_cast<const Number*>(map), static_cast<Number*>(result), scratch,
         [&](int tap, int64_t channel, int64_t filter, typename Panels::Element* block) {
-          const float* rows[kPanel];
-          weight_rows(conv, weight, tap, filter, channel, rows);
+          const Number* rows[kPanel];
+          weight_rows(conv, static_cast<const Number*>(weight), tap, filter, channel, rows);
           Panels::pack_right_along(rows, block);
         });
   });
 }
 
-void panel_input_gradient(const PanelConv2d& conv, const PanelTarget& target,
-                          const PanelRange& range, const float* map, const float* weight,
-                          float* result, void* scratch) {
-  on_panels([&]<typename Panels>(const Panels&) {
+void panel_input_gradient(DType dtype, const PanelConv2d& conv, const PanelTarget& target,
+                          const PanelRange& range, const void* map, const void* weight,
+                          void* result, void* scratch) {
+  on_panels(dtype, [&]<typename Panels>(const Panels&) {
+    using Number = typename Panels::Number;
     multiply_grid<Panels>(
-        conv, target, range, map, result, scratch,
+        conv, target, range, static_cast<const Number*>(map), static_cast<Number*>(result), scratch,
         [&](int tap, int64_t filter, int64_t channel, typename Panels::Element* block) {
-          const float* rows[kPanel];
-          weight_rows(conv, weight, tap, filter, channel, rows);
+          const Number* rows[kPanel];
+          weight_rows(conv, static_cast<const Number*>(weight), tap, filter, channel, rows);
           Panels::pack_right_across(rows, block);
         });
   });
@@ -264,26 +308,31 @@ namespace {
 
 template <typename Panels>
 void sum_weight_gradient(const PanelConv2d& conv, int64_t filters, const PanelRange& range,
-                         const float* grad_output, const float* map, float* grad_weight,
+                         const typename Panels::Number* grad_output,
+                         const typename Panels::Number* map, typename Panels::Number* grad_weight,
                          void* memory) {
+  using Number = typename Panels::Number;
   const Scratch<Panels> scratch(memory);
   constexpr int64_t kElements = Scratch<Panels>::kPanelElements;
   const PanelTarget output{conv.I, conv.J, 1, 1, 0, 0, filters};
   const int64_t channel_panels = conv.channels / kPanel;
   constexpr int64_t kPanels = kPackedRows / kPanel;
   GridPanel grid[kBlocks<Panels>];
-  const float *pixels[kBlocks<Panels>][kPanel], *rows[kPanel];
+  const Number *pixels[kBlocks<Panels>][kPanel], *rows[kPanel];
   for (int64_t filter = range.row_begin; filter < range.row_end; filter += kPanels) {
     const int64_t panels = smaller(kPanels, range.row_end - filter);
     for (int64_t first = 0; first < conv.rows(); first += Panels::kDepth) {
+      const bool is_last = first + Panels::kDepth >= conv.rows();
       const int64_t blocks = (smaller(Panels::kDepth, conv.rows() - first) + kPanel - 1) / kPanel;
       for (int64_t k = 0; k < blocks; ++k) {
         grid[k].set(conv, first + k * kPanel);
+        const Number* outputs[kPanel];
+        for (int64_t i = 0; i < kPanel; ++i) {
+          outputs[i] = i < grid[k].count ? grad_output + grid[k].place(output, i) : nullptr;
+        }
         for (int64_t p = 0; p < panels; ++p) {
           for (int64_t i = 0; i < kPanel; ++i) {
-            rows[i] = i < grid[k].count
-                          ? grad_output + grid[k].place(output, i) + (filter + p) * kPanel
-                          : kZeros;
+            rows[i] = outputs[i] ? outputs[i] + (filter + p) * kPanel : kZeros<Number>;
           }
           Panels::pack_left_across(rows, scratch.left + p * kElements + k * Panels::kBlock);
         }
@@ -296,27 +345,26 @@ void sum_weight_gradient(const PanelConv2d& conv, int64_t filters, const PanelRa
           if (!grid[k].meets(tap)) continue;
           if (tap != tap_of_pixels) grid[k].pixels(conv, tap, map, pixels[k]);
           for (int64_t i = 0; i < kPanel; ++i) {
-            rows[i] = pixels[k][i] ? pixels[k][i] + channel : kZeros;
+            rows[i] = pixels[k][i] ? pixels[k][i] + channel : kZeros<Number>;
           }
           Panels::pack_right_across(rows, scratch.right + k * Panels::kBlock);
         }
         tap_of_pixels = tap;
         for (int64_t p = 0; p < panels; ++p) {
-          float* c = grad_weight + (filter + p) * kPanel * conv.filter_stride +
-                     conv.tap[tap].weight + channel;
-          const auto* a = scratch.left + p * kElements;
-          bool accumulate = first > 0;
-          for_each_run(
-              blocks, [&](int64_t k) { return grid[k].meets(tap); },
-              [&](int64_t begin, int64_t end) {
-                Panels::multiply_across(a + begin * Panels::kBlock,
-                                        scratch.right + begin * Panels::kBlock, end - begin, c,
-                                        conv.filter_stride, accumulate);
-                accumulate = true;
+          const int64_t place =
+              p * (range.column_end - range.column_begin) + column - range.column_begin;
+          const Sums<Panels> sums{first == 0, is_last, conv.filter_stride, scratch.sums, place};
+          sums.add(
+              [&](float* target, int64_t row_stride) {
+                multiply_met<Panels>(
+                    Panels::multiply_across, scratch.left + p * kElements, scratch.right, blocks,
+                    [&](int64_t k) { return grid[k].meets(tap); }, target, row_stride, first > 0);
+              },
+              kPanel,
+              [&](int64_t k) {
+                return grad_weight + ((filter + p) * kPanel + k) * conv.filter_stride +
+                       conv.tap[tap].weight + channel;
               });
-          if (!accumulate) {
-            Panels::multiply_across(a, scratch.right, 0, c, conv.filter_stride, false);
-          }
         }
       }
     }
@@ -325,11 +373,14 @@ void sum_weight_gradient(const PanelConv2d& conv, int64_t filters, const PanelRa
 
 }  // namespace
 
-void panel_weight_gradient(const PanelConv2d& conv, int64_t filters, const PanelRange& range,
-                           const float* grad_output, const float* map, float* grad_weight,
-                           void* scratch) {
-  on_panels([&]<typename Panels>(const Panels&) {
-    sum_weight_gradient<Panels>(conv, filters, range, grad_output, map, grad_weight, scratch);
+void panel_weight_gradient(DType dtype, const PanelConv2d& conv, int64_t filters,
+                           const PanelRange& range, const void* grad_output, const void* map,
+                           void* grad_weight, void* scratch) {
+  on_panels(dtype, [&]<typename Panels>(const Panels&) {
+    using Number = typename Panels::Number;
+    sum_weight_gradient<Panels>(conv, filters, range, static_cast<const Number*>(grad_output),
+                                static_cast<const Number*>(map), static_cast<Number*>(grad_weight),
+                                scratch);
   });
 }
 

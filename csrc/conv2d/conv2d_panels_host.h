@@ -16,12 +16,10 @@ struct PanelProducts {
   PatchConv2d conv;
   int64_t first_r, first_s, kernel_r, kernel_s;
 
-  // There are no half panels; and more taps would only be more code. On Intel's CPUs without tiles
-  // MKL's products are fast, and nobody has measured panels.
+  // There are no half panels; and more taps would only be more code. On Intel's CPUs MKL's products
+  // are fast: there panels are for float32 on tiles alone.
   static bool can(const PatchConv2d& conv, DType dtype) {
-    static const bool is_fast =
-        cpu_isa() == Isa::kAmxBf16 || (cpu_isa() >= Isa::kAvx2 && !is_intel());
-    return is_fast && dtype == DType::kFloat && conv.C % kPanel == 0 && conv.K % kPanel == 0 &&
+    return is_fast(dtype) && conv.C % kPanel == 0 && conv.K % kPanel == 0 &&
            conv.R * conv.S <= PanelConv2d::kMaxTaps;
   }
 
@@ -70,12 +68,18 @@ struct PanelProducts {
     const PanelConv2d sum = sum_of_patches();
     const auto kernel = SKINFAST_KERNEL(panel_weight_gradient);
     in_ranges(conv.K / kPanel, sum.taps * conv.C / kPanel, [&](const PanelRange& range) {
-      kernel(sum, conv.K, range, floats(grad_output), floats(x), mutable_floats(grad_weight),
-             thread_scratch(kPanelScratch));
+      kernel(dtype_of(x), sum, conv.K, range, grad_output.const_data_ptr(), x.const_data_ptr(),
+             grad_weight.mutable_data_ptr(), thread_scratch(panel_scratch(dtype_of(x), range)));
     });
   }
 
  private:
+  static bool is_fast(DType dtype) {
+    if (dtype == DType::kBFloat16) return cpu_isa() == Isa::kAvx512Bf16 && !is_intel();
+    return dtype == DType::kFloat &&
+           (cpu_isa() == Isa::kAmxBf16 || (cpu_isa() >= Isa::kAvx2 && !is_intel()));
+  }
+
   int64_t weights_at(int64_t r, int64_t s) const {
     return ((first_r + r) * kernel_s + first_s + s) * conv.C;
   }
@@ -104,8 +108,8 @@ struct PanelProducts {
   static void run(const PanelConv2d& sum, const PanelTarget& target, int64_t columns, Kernel kernel,
                   const Tensor& map, const Tensor& weight, const Tensor& result) {
     in_ranges((sum.rows() + kPanel - 1) / kPanel, columns / kPanel, [&](const PanelRange& range) {
-      kernel(sum, target, range, floats(map), floats(weight), mutable_floats(result),
-             thread_scratch(kPanelScratch));
+      kernel(dtype_of(map), sum, target, range, map.const_data_ptr(), weight.const_data_ptr(),
+             result.mutable_data_ptr(), thread_scratch(panel_scratch(dtype_of(map), range)));
     });
   }
 

@@ -18,6 +18,7 @@ namespace {  // a copy for each file: no symbol that the linker could share
 // While one exists, its thread's tiles are set up.
 class TilePanels {
  public:
+  using Number = float;
   using Element = uint32_t;               // a pair of bfloat16
   static constexpr int64_t kDepth = 512;  // summed over at a time
 

@@ -82,7 +82,7 @@ void pack_pixels(const WinogradConv2d& conv, const TileRows& rows, const float* 
     Floats down[kWinogradComponents], result[kWinogradComponents];
     for (int s = 0; s < 4; ++s) transform_pixels(d + s, down + s, 4);
     for (int r = 0; r < 4; ++r) transform_pixels(down + 4 * r, result + 4 * r, 1);
-    float* target = packed + c / kPanel * VectorPanels::kBlock + i * kPanel + c % kPanel;
+    float* target = packed + c / kPanel * FloatPanels::kBlock + i * kPanel + c % kPanel;
     for (int t = 0; t < kWinogradComponents; ++t)
       store_vector(target + t * component_stride, result[t]);
   }
@@ -133,13 +133,13 @@ void winograd_transform_weight(const WinogradConv2d& conv, bool is_input_gradien
         // G turns a kernel around by exchanging its first and last component.
         constexpr int kTurned[] = {3, 1, 2, 0};
         const int turned = 4 * kTurned[t / 4] + kTurned[t % 4];
-        VectorPanels::pack_right_across(
+        FloatPanels::pack_right_across(
             rows, transformed + ((turned * channel_panels + channel) * filter_panels + filter) *
-                                    VectorPanels::kBlock);
+                                    FloatPanels::kBlock);
       } else {
-        VectorPanels::pack_right_along(
+        FloatPanels::pack_right_along(
             rows, transformed + ((t * filter_panels + filter) * channel_panels + channel) *
-                                    VectorPanels::kBlock);
+                                    FloatPanels::kBlock);
       }
     }
   }
@@ -147,7 +147,7 @@ void winograd_transform_weight(const WinogradConv2d& conv, bool is_input_gradien
 
 void winograd_products(const WinogradConv2d& conv, const float* map, const float* transformed,
                        float* result, int64_t begin, int64_t end, void* scratch) {
-  const int64_t blocks = conv.C / kPanel, panel_elements = blocks * VectorPanels::kBlock;
+  const int64_t blocks = conv.C / kPanel, panel_elements = blocks * FloatPanels::kBlock;
   const int64_t stride = conv.packed_stride(), product_stride = conv.product_stride();
   float* packed = static_cast<float*>(scratch);
   float* products = packed + kWinogradComponents * stride;
@@ -164,14 +164,14 @@ void winograd_products(const WinogradConv2d& conv, const float* map, const float
       for (int t = 0; t < kWinogradComponents; ++t) {
         const float* right = transformed + (t * (conv.K / kPanel) + column) * panel_elements;
         for (int64_t p = 0; p < panels; ++p) {
-          VectorPanels::multiply(packed + t * stride + p * panel_elements, right, blocks,
-                                 products + t * product_stride + p * VectorPanels::kBlock, kPanel,
-                                 false);
+          FloatPanels::multiply(packed + t * stride + p * panel_elements, right, blocks,
+                                products + t * product_stride + p * FloatPanels::kBlock, kPanel,
+                                false);
         }
       }
       for (int64_t p = 0; p < panels; ++p) {
         for (int64_t i = 0; i < rows[p].count; ++i) {
-          unpack_products(conv, rows[p], products + p * VectorPanels::kBlock, product_stride, i,
+          unpack_products(conv, rows[p], products + p * FloatPanels::kBlock, product_stride, i,
                           column * kPanel, result);
         }
       }
@@ -237,7 +237,7 @@ void pack_component_gradients(const WinogradConv2d& conv, const TileRows& rows,
 void winograd_weight_sums(const WinogradConv2d& conv, const float* grad_output, const float* map,
                           float* sums, int64_t begin, int64_t end, void* scratch) {
   const int64_t filter_panels = conv.K / kPanel, channel_panels = conv.C / kPanel;
-  const int64_t depth = conv.summed_panels(), panel_elements = depth * VectorPanels::kBlock;
+  const int64_t depth = conv.summed_panels(), panel_elements = depth * FloatPanels::kBlock;
   const int64_t left_stride = conv.summed_stride(conv.K);
   const int64_t right_stride = conv.summed_stride(conv.C);
   float* right = static_cast<float*>(scratch);
@@ -251,7 +251,7 @@ void winograd_weight_sums(const WinogradConv2d& conv, const float* grad_output, 
       for (int64_t k = 0; k < blocks; ++k) {
         TileRows rows;
         rows.set(conv, (first + k) * kPanel);
-        const int64_t block = k * VectorPanels::kBlock;
+        const int64_t block = k * FloatPanels::kBlock;
         for (int64_t i = 0; i < kPanel; ++i) {
           pack_component_pixels(conv, rows, map, r, i, right + block, right_stride, panel_elements);
         }
@@ -269,7 +269,7 @@ void winograd_weight_sums(const WinogradConv2d& conv, const float* grad_output, 
         for (int64_t item = begin; item < row_end; ++item) {
           const int64_t t = item / filter_panels, filter = item % filter_panels;
           const int64_t s = t % kWinogradSide;
-          VectorPanels::multiply_across(
+          FloatPanels::multiply_across(
               left + s * left_stride + filter * panel_elements,
               right + s * right_stride + channel * panel_elements, blocks,
               sums + (t * conv.K + filter * kPanel) * conv.C + channel * kPanel, conv.C, first > 0);

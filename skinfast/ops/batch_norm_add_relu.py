@@ -115,6 +115,7 @@ def _(
     weight: Tensor | None,
     training: bool,
     eps: float,
+    other_grad_output: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         empty_in_layout_of(x),

@@ -19,6 +19,8 @@ _ADAM = torch.ops.skinfast.adam_.default
 _CAST = torch.ops.aten._to_copy.default
 _DETACH = torch.ops.aten.detach.default
 _ADD = torch.ops.aten.add_.Tensor
+_SUM = torch.ops.aten.add.Tensor
+_BLOCK_TAIL_BACKWARD = torch.ops.skinfast.batch_norm_add_relu_backward.default
 _ADD_TO_ALL = torch.ops.aten._foreach_add_.Scalar
 
 
@@ -90,6 +92,7 @@ class CapturedStep:
         self._updated = recording.updated()
         if self._updated and self._updated[0].device.type == "cpu":
             recording.split_updates()  # a GPU has no cache for it, and every part is a launch
+            recording.join_gradients()  # the GPU's kernels read one gradient
         self._function, self._constants = recording.function()
         # Small objects scattered between the large ones just freed would keep those apart, and the
         # next step would take new memory beside them.
@@ -210,6 +213,21 @@ class _Recording:
             if part:
                 self._update_part(adam, part, adam)
             self._graph.erase_node(adam)
+
+    def join_gradients(self) -> None:
+        """Let the tail of a residual block add the two gradients of its output as it reads them.
+
+        The sum would be a pass over memory of its own. It is rounded as before.
+        """
+        for tail in self._graph.find_nodes(op="call_function", target=_BLOCK_TAIL_BACKWARD):
+            total, *others = tail.args
+            if total.target != _SUM or total.kwargs or len(total.users) != 1 or len(others) != 7:
+                continue
+            like = [getattr(term, "meta", {}).get("val") for term in (*total.args, others[0])]
+            if len({(getattr(t, "shape", None), getattr(t, "dtype", None)) for t in like}) == 1:
+                first, second = total.args
+                tail.args = (first, *others, second)
+                self._graph.erase_node(total)
 
     def _update_part(self, adam: fx.Node, part: list[int], behind: fx.Node) -> None:
         arguments: list[list[fx.Node]] = [list(nodes) for nodes in adam.args]  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from skinfast.optim import Adam
 from skinfast.training.averaging import MovingAverage
 from skinfast.training.capture import CapturedStep, LowPrecisionCopies
 from skinfast.training.graph import CudaGraphs, DeviceEpochs, Launcher
+from skinfast.training.heap import keep_freed_memory
 
 
 class TrainStep:
@@ -27,7 +28,8 @@ class TrainStep:
         precision: "float32", or "bfloat16" for autocast with float32 parameters.
         capture: on a CPU, record the step when a shape of a batch comes for the first time and
             replay it, then and whenever the shape comes again (see ``CapturedStep``): for a model
-            whose forward pass keeps no tensor outside its parameters and buffers; on a GPU, launch
+            whose forward pass keeps no tensor outside its parameters and buffers; what a step frees
+            is kept for the next one (see ``keep_freed_memory``); on a GPU, launch
             whole epochs as CUDA graphs (see ``DeviceEpochs``). The optimizer must be
             ``skinfast.optim.Adam``. No hook runs in a replay, so a model in
             DistributedDataParallel is never captured. The results are equal bit for bit.
@@ -65,6 +67,8 @@ class TrainStep:
         self._launcher = launcher
         self._epochs: DeviceEpochs | None = None
         self._capture = capture and device.type == "cpu"
+        if self._capture:
+            keep_freed_memory()
         self._captured: dict[Any, CapturedStep] = {}
         self._copies = LowPrecisionCopies()
 

@@ -34,6 +34,39 @@ def test_residual_in_another_layout_gives_the_same():
     assert torch.equal(output, batch_norm_add_relu(x.contiguous(), residual, *statistics))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(3, 520, 2, 2), (150, 8, 3, 1), (2, 3, 20, 17)])
+def test_two_gradients_of_the_output_are_added_as_a_tensor_would_be(shape, layout, dtype):
+    def random() -> torch.Tensor:
+        return torch.randn(shape, dtype=torch.float64).to(dtype, memory_format=layout)
+
+    torch.manual_seed(0)
+    x, residual, one, other = random(), random(), random(), random()
+    _, *kept = torch.ops.skinfast.batch_norm_add_relu(
+        x, residual, None, None, None, None, True, 1e-5
+    )
+    backward = torch.ops.skinfast.batch_norm_add_relu_backward
+    found = backward(one, x, *kept, None, True, 1e-5, other)
+    expected = backward(one + other, x, *kept, None, True, 1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (torch.ones(3), r"other_grad_output has shape \[3\]; it needs \[2, 3\]"),
+        (torch.ones(2, 3).double(), "other_grad_output has dtype float64 and x has float32"),
+    ],
+)
+def test_bad_other_gradient_is_refused_by_name(other, message):
+    ones, statistics = torch.ones(2, 3), (torch.ones(3), torch.ones(3))
+    with pytest.raises(RuntimeError, match=f"^batch_norm_add_relu_backward: {message}"):
+        torch.ops.skinfast.batch_norm_add_relu_backward(
+            ones, ones, torch.ones(1).byte(), *statistics, None, True, 1e-5, other
+        )
+
+
 @pytest.mark.parametrize(
     ("residual", "message"),
     [

@@ -70,11 +70,48 @@ def test_float32_is_as_accurate_as_pytorch(images, channels, filters, height, wi
         assert (ours - exact).norm() <= 3 * (pytorch - exact).norm()
 
 
+@pytest.mark.parametrize(
+    ("images", "channels", "filters", "height", "width", "kernel", "stride"),
+    [
+        (64, 512, 64, 2, 2, 3, 1),  # sums of several parts, taps in the padding
+        (33, 96, 288, 4, 4, 3, 1),  # more filters than are packed together, half a panel of rows
+        (40, 64, 64, 9, 7, 3, 1),  # only the gradient of the weight in panels
+        (36, 64, 96, 8, 8, 3, 2),
+        (70, 64, 96, 8, 8, 1, 2),
+        (16, 1056, 32, 4, 4, 3, 2),
+        (40, 64, 64, 1, 1, 3, 1),
+    ],
+)
+def test_bfloat16_is_as_accurate_as_pytorch(
+    images, channels, filters, height, width, kernel, stride
+):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (
+        torch.randn(shape, generator=generator).to(torch.bfloat16, memory_format=LAST)
+        for shape in [(images, channels, height, width), (filters, channels, kernel, kernel)]
+    )
+    errors, grad = [], None
+    for function, dtype in [
+        (conv2d, torch.bfloat16),
+        (torch.nn.functional.conv2d, torch.bfloat16),
+        (torch.nn.functional.conv2d, torch.float64),
+    ]:
+        inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in (x, weight)]
+        output = function(*inputs, stride=stride, padding=kernel // 2)
+        if grad is None:
+            grad = torch.randn(output.shape, generator=generator).to(x.dtype, memory_format=LAST)
+        errors.append([output, *torch.autograd.grad(output, inputs, grad.to(dtype))])
+    for ours, pytorch, exact in zip(*errors, strict=True):
+        # Both round a sum in float32 once.
+        assert (ours - exact).norm() <= 1.1 * (pytorch - exact).norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("side", "kernel"), [(8, 3), (2, 3), (2, 1)])
-def test_own_kernels_do_not_depend_on_the_number_of_threads(side, kernel):
+def test_own_kernels_do_not_depend_on_the_number_of_threads(side, kernel, dtype):
     generator = torch.Generator().manual_seed(0)
     x, weight, grad = (
-        torch.randn(shape, generator=generator).to(memory_format=LAST)
+        torch.randn(shape, generator=generator).to(dtype, memory_format=LAST)
         for shape in [(40, 64, side, side), (96, 64, kernel, kernel), (40, 96, side, side)]
     )
     threads = torch.get_num_threads()

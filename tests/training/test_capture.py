@@ -162,6 +162,16 @@ def test_casts_of_weights_are_folded_into_adam():
     assert calls.count(torch.ops.aten._to_copy.default) <= 4  # images, logits and back, the loss
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_gradients_that_meet_at_a_shortcut_are_added_by_what_reads_them(precision):
+    _, captured = steps("resnet50", 32, precision)
+    captured(*batch("resnet50", 32, 0))
+    with Calls() as calls:
+        captured(*batch("resnet50", 32, 1))
+    assert calls.count(torch.ops.skinfast.batch_norm_add_relu_backward.default) == 16
+    assert calls.count(torch.ops.aten.add.Tensor) == 1  # that of the stem's output
+
+
 class Counting(torch.nn.Linear):
     """Counts its calls: one count is read in between, one by a view, one counts twice."""
 
