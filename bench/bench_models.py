@@ -36,7 +36,9 @@ Modes = Mapping[tuple[str, bool], str]
 # that is all rounding, contenders part, PyTorch's modes from each other too. A small rate, which
 # costs the same time, keeps the losses of the first steps comparable.
 LEARNING_RATE = 1e-5
-TOLERANCES = {"float32": 5e-3, "bfloat16": 5e-2}
+# In bfloat16 even then ResNet-50 at 32x32, whose last maps are single pixels, lets PyTorch's two
+# layouts part by up to 0.044 at the third step (ten seeds).
+TOLERANCES = {"float32": 5e-3, "bfloat16": 1e-1}
 # A sample of a step is at least this long, and an epoch is timed whole up to the second.
 STEP_SECONDS, EPOCH_SECONDS = 0.2, 5.0
 SCALING = {
