@@ -10,6 +10,7 @@ from skinfast.cli.shared import Subparsers, add_command, add_jobs, note, print_o
 
 
 def add(commands: Subparsers) -> None:
+    from skinfast.data.splits import SPLIT_KINDS
     from skinfast.training.config import PRECISIONS
     from skinfast.training.presets import PRESETS
 
@@ -39,6 +40,14 @@ def add(commands: Subparsers) -> None:
         default=tuple(PRESETS),
         help="the paper's settings and good ones (default: both)",
     )
+    command.add_argument(
+        "--split",
+        dest="splits",
+        nargs="+",
+        choices=SPLIT_KINDS,
+        default=SPLIT_KINDS,
+        help="the paper's, by image, and the honest one, by lesion (default: both)",
+    )
     add_jobs(command)
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     command.add_argument(
@@ -60,6 +69,7 @@ def _run(options: argparse.Namespace) -> int:
         models=options.models,
         image_sizes=options.image_size,
         presets=options.preset,
+        splits=options.splits,
         settings={
             name: getattr(options, name) for name in ("device", "precision", "skip_bad_images")
         },

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from skinfast.data.classes import CLASSES
+from skinfast.data.splits import SPLIT_KINDS
 from skinfast.errors import SkinfastError
 from skinfast.evaluation.bootstrap import METRICS, Answers, Estimate, difference, estimates, measure
 from skinfast.experiments import reproduction_page
@@ -32,8 +33,6 @@ PAPER_TABLES: dict[int, dict[str, dict[str, float]]] = {
         "resnet50": {"accuracy": 0.698, "f1_weighted": 0.626, "precision_macro": 0.287},
     },
 }
-
-SPLITS = ("image", "lesion")
 
 #: Epochs of a first look, which say little about a model and much about whether all works.
 _QUICK_EPOCHS = {"logistic-regression": 5, "cnn": 5, "resnet50": 1}
@@ -64,6 +63,7 @@ def reproduce(
     models: Sequence[str] = ("logistic-regression", "cnn", "resnet50"),
     image_sizes: Sequence[int] = (64, 32),
     presets: Sequence[str] = ("paper", "best"),
+    splits: Sequence[str] = SPLIT_KINDS,
     settings: Mapping[str, Any] | None = None,
     jobs: int = 1,
     replicates: int = 1000,
@@ -81,7 +81,7 @@ def reproduce(
         output: the folder. A second call with the same arguments goes on where the first stopped.
         seeds: S; the seeds are 0 to S - 1.
         quick: one seed, the paper's preset and a few epochs, for a first look.
-        models, image_sizes, presets: a part of the tables.
+        models, image_sizes, presets, splits: a part of the tables.
         settings: of every run, such as ``device``, ``precision`` or ``skip_bad_images``.
         jobs: processes that train at the same time.
         replicates: of the bootstrap.
@@ -101,7 +101,8 @@ def reproduce(
     # As in the paper, whatever the order of the options.
     models = [model for model in _BY_WORK if model in models]
     image_sizes = sorted(set(image_sizes), reverse=True)
-    cells = [Cell._make(c) for c in itertools.product(presets, SPLITS, image_sizes, models)]
+    splits = [split for split in SPLIT_KINDS if split in splits]
+    cells = [Cell._make(c) for c in itertools.product(presets, splits, image_sizes, models)]
     runs = {
         cell: [
             NamedRun(f"{cell.name}/seed-{seed}", _config(cell, data, seed, quick, settings or {}))
@@ -142,7 +143,7 @@ def reproduce(
         "replicates": replicates,
         "class_counts": first["data"]["class_counts"],
         "cells": [_cell(cell, seeds, finished[cell], measured.get(cell.name)) for cell in runs],
-        "majority": [{"split": split, "metrics": _majority(finished, split)} for split in SPLITS],
+        "majority": [{"split": split, "metrics": _majority(finished, split)} for split in splits],
         "leak": [
             {
                 "preset": cell.preset,

@@ -105,6 +105,15 @@ def test_every_cell_is_the_mean_of_its_trainings(paired_data, tmp_path, short):
     assert json.loads((tmp_path / "reproduction.json").read_text()) == content
 
 
+def test_a_part_of_the_tables(paired_data, tmp_path, short):
+    content = small(paired_data, tmp_path, seeds=1, presets=("best",), splits=("lesion",))
+    places = {(cell["preset"], cell["split"]) for cell in content["cells"]}
+    assert places == {("best", "lesion")}
+    assert [row["split"] for row in content["majority"]] == ["lesion"]
+    assert content["leak"] == [] and len(content["models"]) == 1
+    assert "split by image, " not in (tmp_path / "reproduction.md").read_text()
+
+
 def test_papers_tables_are_those_of_the_paper():
     assert [
         PAPER_TABLES[64][m]["accuracy"] for m in ("logistic-regression", "cnn", "resnet50")
@@ -207,7 +216,7 @@ def test_diverged_runs_are_shown_and_the_rest_is_there(
 def test_command_and_a_second_call(paired_data, tmp_path, capsys):
     arguments = ["reproduce", "--data", str(paired_data), "--output", str(tmp_path), "--quick",
                  "--model", "logistic-regression", "--image-size", "16",
-                 "--device", "cpu"]  # fmt: skip
+                 "--split", "image", "lesion", "--device", "cpu"]  # fmt: skip
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
     assert out.startswith("# The paper's tables, measured anew") and "This was a first look" in out
