@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from bench_models import IMAGE_SIZES, LEARNING_RATE, TOLERANCES, problem_for
+from bench_models import IMAGE_SIZES, LEARNING_RATE, TOLERANCES, problem_for, tolerance
 from harness import ResultsDifferError, Row, Timing, take_turns
 from power import mean_watts
 from report import Report, bench_of, parser, run
@@ -97,7 +97,7 @@ def compare(
         trainers[contender] = build(problem)
         held[contender] = held_bytes(device) - before
     try:
-        assert_same_training(problem, TOLERANCES[config.precision], trainers)
+        assert_same_training(problem, tolerance(config), trainers)
     except AssertionError as error:
         raise ResultsDifferError(f"{name}: results differ, so nothing was timed: {error}") from None
     memory = {c: peak_bytes(device, held[c], trainer) for c, trainer in trainers.items()}

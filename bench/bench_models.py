@@ -36,9 +36,7 @@ Modes = Mapping[tuple[str, bool], str]
 # that is all rounding, contenders part, PyTorch's modes from each other too. A small rate, which
 # costs the same time, keeps the losses of the first steps comparable.
 LEARNING_RATE = 1e-5
-# In bfloat16 even then ResNet-50 at 32x32, whose last maps are single pixels, lets PyTorch's two
-# layouts part by up to 0.044 at the third step (ten seeds).
-TOLERANCES = {"float32": 5e-3, "bfloat16": 1e-1}
+TOLERANCES = {"float32": 5e-3, "bfloat16": 5e-2}
 # A sample of a step is at least this long, and an epoch is timed whole up to the second.
 STEP_SECONDS, EPOCH_SECONDS = 0.2, 5.0
 SCALING = {
@@ -52,6 +50,15 @@ SCALING = {
 def load(data: str, image_size: int, device: str) -> Problem:
     """The data at one size, split as `skinfast train` does."""
     return prepare(TrainConfig(data=data, image_size=image_size, device=device))
+
+
+def tolerance(config: TrainConfig) -> float:
+    """How far apart the losses of the first steps may be, relatively."""
+    # At the third step PyTorch's two layouts part by up to 0.044 there (ten seeds), and skinfast
+    # once by 0.063 from compiled PyTorch: the last maps are single pixels.
+    if (config.model, config.image_size, config.precision) == ("resnet50", 32, "bfloat16"):
+        return 1e-1
+    return TOLERANCES[config.precision]
 
 
 def problem_for(
@@ -147,7 +154,7 @@ def _compare(
 
     def check(calls: dict[str, Any]) -> None:
         trainers = {name: getattr(call, "trainer", call) for name, call in calls.items()}
-        assert_same_training(problem, TOLERANCES[problem.config.precision], trainers)
+        assert_same_training(problem, tolerance(problem.config), trainers)
 
     config = problem.config
     name = f"{config.model} {config.image_size}x{config.image_size} {config.precision}"

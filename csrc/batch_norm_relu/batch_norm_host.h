@@ -247,6 +247,8 @@ FourTensors batch_norm_backward_host(const BatchNormBackwardInputs& in, const La
   check_same_device(in.op, "mask", in.mask, "x", in.x);
   check_dtype(in.op, "mask", in.mask, ScalarType::Byte);
   const bool relu = in.mask.numel() > 0;
+  SKINFAST_CHECK(relu || !in.needs_grad_residual || in.x.numel() == 0, in.op,
+                 ": mask is empty; behind a residual it has a bit for each element of x");
   if (relu) check_shape(in.op, "mask", in.mask, {mask_bytes(in.x)});
   return with_backward_call(in, [&](BatchNormBackward& call, const Tensor& x, const uint8_t* mask) {
     call.mask = relu ? mask : nullptr;

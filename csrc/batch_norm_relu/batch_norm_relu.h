@@ -3,7 +3,8 @@
 //
 // Forward: moments of each channel, merged in a fixed order; one pass that normalises, adds,
 // applies the ReLU and keeps one bit an element of where the gradient passes. Backward: one pass
-// for both sums of each channel, one that writes the gradients.
+// for both sums of each channel, which on the CPU also writes the gradient of the residual, and one
+// that writes the others.
 #pragma once
 
 #include <cmath>
@@ -43,7 +44,7 @@ struct BatchNormForward {
 struct BatchNormBackward {
   BatchNormShape shape;
   const void* grad_output;        // T [rows, columns]
-  const void* other_grad_output;  // T [rows, columns], optional: added to it, rounded to T
+  const void* other_grad_output;  // likewise, optional: added to it, rounded to T; on the CPU
   const void* x;                  // T [rows, columns]
   const uint8_t* mask;            // null without ReLU
   const void* mean;               // A

@@ -72,7 +72,7 @@ void reduce_tile_backward(const BatchNormBackward& a, const Tile& tile, const Gr
   for (int64_t row = 0; row < tile.rows; ++row) {
     const int64_t first = first_of(a.shape, tile) + row * a.shape.columns;
     const T* __restrict px = static_cast<const T*>(a.x) + first;
-    const auto* __restrict pg = gradient(row);
+    const auto* pg = gradient(row);
     if (kRelu) unpack_mask(a.mask, first, columns, flags);
     for (int64_t k = 0; k < columns; ++k) {
       const A above = load(pg[k]);

@@ -2,9 +2,9 @@
 //
 // On the CPU the convolutions that are matrix products at heart (1x1 kernels, and small maps, whose
 // patches are few) run as products on the tensors as they are stored; a general library reorders
-// weights at every call, which at a few rows costs many times the arithmetic. 3x3 kernels take
-// fewer multiplications by minimal filtering (conv2d_winograd.h). All others, and all on CUDA, are
-// ATen's.
+// weights at every call, which at a few rows costs many times the arithmetic. Gradients that ATen
+// is slow at are such products too. 3x3 kernels take fewer multiplications by minimal filtering
+// (conv2d_winograd.h). All others, and all on CUDA, are ATen's.
 #pragma once
 
 #include "core/isa.h"

@@ -166,7 +166,8 @@ bool prefer_products(const PatchConv2d& conv, DType dtype, Result result) {
 
 // Likewise panels, where they can be had. On larger maps oneDNN's direct convolution has less to
 // copy; but its gradients of the weight and of what a stride passed over are slow. What panels gain
-// in bfloat16 are the taps in the padding, for MKL's products of two matrices are as fast.
+// in bfloat16 are the taps in the padding, for MKL's products of two matrices are as fast, except
+// of the centre taps that maps of one pixel leave of the weights.
 bool prefer_panels(const PatchConv2d& conv, DType dtype, Result result) {
   // Behind a 1x1 kernel only the pixels that it touched have a gradient.
   const bool all_pixels = result == Result::kInputGradient && !conv.is_single_tap();
@@ -198,6 +199,10 @@ std::optional<Products> as_products(const Tensor& x, const Tensor& weight,
                                     const Conv2dArguments& arguments) {
   if (arguments.groups != 1 || arguments.dilation[0] != 1 || arguments.dilation[1] != 1 ||
       !is_channels_last(x) || !is_channels_last(weight) || x.numel() == 0) {
+    return std::nullopt;
+  }
+  // A kernel of one tap and maps of one pixel are stored as in either layout; the output is not.
+  if (conv2d_layout(x, weight) != MemoryFormat::ChannelsLast && shape[2] * shape[3] != 1) {
     return std::nullopt;
   }
   const Taps r = taps_of(x.size(2), weight.size(2), arguments.stride[0], arguments.padding[0],

@@ -48,13 +48,9 @@ struct PanelRange {
 constexpr int64_t kPackedRows = 256;  // packed at a time
 constexpr int64_t kPackedColumns = 128;
 // Bytes of a task's scratch, which begins at a cache line: both operands, at most 512 numbers of
-// three bfloat16 each deep, and one panel's result;
+// three bfloat16 each deep, and one panel's result; of a bfloat16 result, one panel's for each of
+// those packed together and each of the task's columns.
 constexpr int64_t kPanelScratch = 6 * 512 * (kPackedRows + kPackedColumns) + 4 * kPanel * kPanel;
-// and of a narrow result all sums, until they are whole.
-inline int64_t panel_scratch(DType dtype, const PanelRange& range) {
-  const int64_t columns = (range.column_end - range.column_begin) * kPanel;
-  return kPanelScratch + (dtype == DType::kFloat ? 0 : 4 * kPackedRows * columns);
-}
 
 // CPU kernels, for float32 and, in kAvx512Bf16, bfloat16.
 // result = map * weight, summed over a tap's channels, [filter, tap, channel]: the convolution.

@@ -9,7 +9,8 @@ namespace skinfast::SKINFAST_ISA {
 
 namespace {
 
-// Calls task(panels) with what multiplies panels of that dtype on this CPU.
+// Calls task(panels) with what multiplies panels of that dtype on this CPU. PanelProducts::can lets
+// bfloat16 come only where a CPU multiplies its pairs.
 template <typename Task>
 void on_panels([[maybe_unused]] DType dtype, const Task& task) {
 #if defined(__AVX512BF16__)
@@ -164,11 +165,12 @@ struct Sums {
 
   bool is_first, is_last;  // of the parts that are summed one after the other
   int64_t stride;          // between the result's rows, where they can be written as they lie
-  float* scratch;
+  float* own;              // 32 by 32, kept from part to part where kNarrow
 
+  // `place` counts the sums of a task. Those that are whole at once need no memory each.
   Sums(bool is_first, bool is_last, int64_t stride, float* memory, int64_t place)
-      : is_first(is_first), is_last(is_last), stride(stride), scratch(memory) {
-    if (kNarrow && !(is_first && is_last)) scratch += place * kPanel * kPanel;
+      : is_first(is_first), is_last(is_last), stride(stride), own(memory) {
+    if (kNarrow && !(is_first && is_last)) own += place * kPanel * kPanel;
   }
 
   // multiply(c, row_stride) computes or adds to them; row(k) is row k of the result, of `count`.
@@ -177,14 +179,14 @@ struct Sums {
     if constexpr (!kNarrow) {
       if (stride != 0) return multiply(row(0), stride);
       for (int64_t k = 0; k < count && !is_first; ++k) {
-        memcpy(scratch + k * kPanel, row(k), kPanel * sizeof(float));
+        memcpy(own + k * kPanel, row(k), kPanel * sizeof(float));
       }
     }
-    multiply(scratch, kPanel);
+    multiply(own, kPanel);
     if (kNarrow && !is_last) return;
     for (int64_t k = 0; k < count; ++k) {
       for (int64_t j = 0; j < kPanel; j += kLanes<float>) {
-        store_vector(row(k) + j, load_vector(scratch + k * kPanel + j));
+        store_vector(row(k) + j, load_vector(own + k * kPanel + j));
       }
     }
   }

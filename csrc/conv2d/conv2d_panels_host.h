@@ -69,7 +69,7 @@ struct PanelProducts {
     const auto kernel = SKINFAST_KERNEL(panel_weight_gradient);
     in_ranges(conv.K / kPanel, sum.taps * conv.C / kPanel, [&](const PanelRange& range) {
       kernel(dtype_of(x), sum, conv.K, range, grad_output.const_data_ptr(), x.const_data_ptr(),
-             grad_weight.mutable_data_ptr(), thread_scratch(panel_scratch(dtype_of(x), range)));
+             grad_weight.mutable_data_ptr(), thread_scratch(scratch(dtype_of(x), range)));
     });
   }
 
@@ -78,6 +78,12 @@ struct PanelProducts {
     if (dtype == DType::kBFloat16) return cpu_isa() == Isa::kAvx512Bf16 && !is_intel();
     return dtype == DType::kFloat &&
            (cpu_isa() == Isa::kAmxBf16 || (cpu_isa() >= Isa::kAvx2 && !is_intel()));
+  }
+
+  static int64_t scratch(DType dtype, const PanelRange& range) {
+    if (dtype == DType::kFloat) return kPanelScratch;
+    const int64_t rows = std::min(kPackedRows / kPanel, range.row_end - range.row_begin);
+    return kPanelScratch + 4 * rows * (range.column_end - range.column_begin) * kPanel * kPanel;
   }
 
   int64_t weights_at(int64_t r, int64_t s) const {
@@ -109,7 +115,7 @@ struct PanelProducts {
                   const Tensor& map, const Tensor& weight, const Tensor& result) {
     in_ranges((sum.rows() + kPanel - 1) / kPanel, columns / kPanel, [&](const PanelRange& range) {
       kernel(dtype_of(map), sum, target, range, map.const_data_ptr(), weight.const_data_ptr(),
-             result.mutable_data_ptr(), thread_scratch(panel_scratch(dtype_of(map), range)));
+             result.mutable_data_ptr(), thread_scratch(scratch(dtype_of(map), range)));
     });
   }
 

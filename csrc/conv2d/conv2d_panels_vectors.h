@@ -40,20 +40,17 @@ struct PairBlocks {
   static constexpr int64_t kSteps = kPanel / 2;
 
   static void pack_across(const BFloat16* const* rows, uint32_t* block) {
-    typedef uint16_t Halves __attribute__((vector_size(64)));
-    Halves low, high;  // how to pair the lanes of two rows
+    alignas(64) uint16_t low[kPanel], high[kPanel];  // how to pair the lanes of two rows
     for (int i = 0; i < kPanel; ++i) {
       low[i] = static_cast<uint16_t>(i / 2 + i % 2 * kPanel);
       high[i] = static_cast<uint16_t>(low[i] + kPanel / 2);
     }
+    const __m512i first_pairs = _mm512_load_si512(low), last_pairs = _mm512_load_si512(high);
     for (int64_t k = 0; k < kSteps; ++k, block += kPanel) {
-      Halves even, odd;
-      memcpy(&even, rows[2 * k], sizeof(even));
-      memcpy(&odd, rows[2 * k + 1], sizeof(odd));
-      const Halves first = __builtin_shuffle(even, odd, low);
-      const Halves second = __builtin_shuffle(even, odd, high);
-      memcpy(block, &first, sizeof(first));
-      memcpy(block + kPanel / 2, &second, sizeof(second));
+      const __m512i even = _mm512_loadu_si512(rows[2 * k]);
+      const __m512i odd = _mm512_loadu_si512(rows[2 * k + 1]);
+      _mm512_storeu_si512(block, _mm512_permutex2var_epi16(even, first_pairs, odd));
+      _mm512_storeu_si512(block + kPanel / 2, _mm512_permutex2var_epi16(even, last_pairs, odd));
     }
   }
   static void multiply_add(vector_t<float>& sum, uint32_t left, const Elements& right) {

@@ -36,10 +36,11 @@ def conv2d(
 
     (stride :math:`\sigma`, padding :math:`\pi`). On the CPU, channels_last convolutions with 1x1
     kernels or on small maps (ResNet-50's late stages at 64x64 and 32x32) are computed as matrix
-    products of the patches and the weights as they are stored, forward and backward; taps that
-    only meet padding are left out. In float32 a CPU with bfloat16 tiles (Intel AMX) multiplies
-    the three bfloat16 that a number is the sum of, with float32's accuracy; an infinity becomes NaN
-    there. All others, and all on CUDA, are PyTorch's convolution.
+    products of the patches and the weights as they are stored, forward and backward, and so are
+    gradients of the weight, and of the input behind a stride, on CPUs where PyTorch's are slow;
+    taps that only meet padding are left out. In float32 a CPU with bfloat16 tiles (Intel AMX)
+    multiplies the three bfloat16 that a number is the sum of, with float32's accuracy; an infinity
+    becomes NaN there. All others, and all on CUDA, are PyTorch's convolution.
 
     Args:
         input: ``[N, C, H, W]``, float32, float64, bfloat16 or (CUDA) float16.

@@ -18,8 +18,8 @@ _UPDATE_BYTES = 2**23
 _ADAM = torch.ops.skinfast.adam_.default
 _CAST = torch.ops.aten._to_copy.default
 _DETACH = torch.ops.aten.detach.default
-_ADD = torch.ops.aten.add_.Tensor
-_SUM = torch.ops.aten.add.Tensor
+_ADD = torch.ops.aten.add.Tensor
+_ADD_IN_PLACE = torch.ops.aten.add_.Tensor
 _BLOCK_TAIL_BACKWARD = torch.ops.skinfast.batch_norm_add_relu_backward.default
 _ADD_TO_ALL = torch.ops.aten._foreach_add_.Scalar
 
@@ -64,7 +64,8 @@ class CapturedStep:
     costs more than the ops of a small model and a tenth of ResNet-50's at 32x32. Recording computes
     nothing. A replay makes the calls of an eager step on the same tensors and on new inputs, so its
     results are the eager ones bit for bit; what the step read from Python stays as it was, shapes
-    and numbers included, except for Adam's learning rates. Counts of steps are made in one call.
+    and numbers included, except for Adam's learning rates. Counts of steps are made in one call,
+    and on a CPU the tail of a residual block adds the two gradients of its output itself.
 
     Under autocast, a parameter that is used in lower precision only is no longer converted at every
     step, nor its gradient back: Adam takes the gradient as it is and writes the copy.
@@ -91,8 +92,8 @@ class CapturedStep:
         recording.join_counts()
         self._updated = recording.updated()
         if self._updated and self._updated[0].device.type == "cpu":
-            recording.split_updates()  # a GPU has no cache for it, and every part is a launch
             recording.join_gradients()  # the GPU's kernels read one gradient
+            recording.split_updates()  # a GPU has no cache for it, and every part is a launch
         self._function, self._constants = recording.function()
         # Small objects scattered between the large ones just freed would keep those apart, and the
         # next step would take new memory beside them.
@@ -172,7 +173,7 @@ class _Recording:
             uses.setdefault(node.target, []).extend((node, user) for user in node.users)
         counted: list[fx.Node] = []
         for value, add in (pairs[0] for pairs in uses.values() if len(pairs) == 1):
-            if add.target != _ADD or add.args != (value, 1) or add.kwargs or add.users:
+            if add.target != _ADD_IN_PLACE or add.args != (value, 1) or add.kwargs or add.users:
                 continue
             counted.append(value)
             self._graph.erase_node(add)
@@ -221,11 +222,12 @@ class _Recording:
         """
         for tail in self._graph.find_nodes(op="call_function", target=_BLOCK_TAIL_BACKWARD):
             total, *others = tail.args
-            if total.target != _SUM or total.kwargs or len(total.users) != 1 or len(others) != 7:
+            if total.target != _ADD or total.kwargs or len(total.users) != 1 or len(others) != 7:
                 continue
-            like = [getattr(term, "meta", {}).get("val") for term in (*total.args, others[0])]
-            if len({(getattr(t, "shape", None), getattr(t, "dtype", None)) for t in like}) == 1:
-                first, second = total.args
+            first, second = total.args
+            nodes = [node for node in (first, second, others[0]) if isinstance(node, fx.Node)]
+            kinds = {(node.meta["val"].shape, node.meta["val"].dtype) for node in nodes}
+            if len(nodes) == 3 and len(kinds) == 1:
                 tail.args = (first, *others, second)
                 self._graph.erase_node(total)
 

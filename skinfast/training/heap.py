@@ -15,11 +15,13 @@ _LARGEST_ON_HEAP = 2**25  # bytes; the most that it takes
 
 
 def keep_freed_memory() -> None:
-    """Have the GNU C library keep what is freed, for the whole process.
+    """Have the GNU C library keep what is freed, up to 2 GB, in this process from now on.
 
     By default what a training step frees at the end of the heap goes back to the system, and comes
     again at the next step page by page, each of them zeroed: of ResNet-50's steps a twentieth.
-    Another C library stays as it is.
+    Blocks of more than 32 MB still come and go. Overrides what the environment says of both
+    (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_``); another C library stays as it is.
+    ``HeapTrimmer.give_back`` returns what is kept.
     """
     mallopt = _function("mallopt")
     if mallopt is not None:
@@ -30,8 +32,8 @@ def keep_freed_memory() -> None:
 class HeapTrimmer:
     """Called at every step, it returns the heap's free pages once half a gigabyte has been added.
 
-    Added to what a step takes, which is the process's memory at the first look and at the first one
-    after pages were returned.
+    Added to what a step takes: the least memory of the process at any look since the first one, or
+    since the first one after pages were returned.
 
     PyTorch takes a tensor's memory from ``posix_memalign``. Before version 2.38 the GNU C library
     often cannot use what was freed for an equal request again (its bug 14581): a hole between
@@ -50,11 +52,15 @@ class HeapTrimmer:
         if self._trim is None or self._calls % _CALLS_BETWEEN_LOOKS != 1:
             return
         resident = self._resident()
-        if self._in_use is None:
-            self._in_use = resident
-        elif resident > self._in_use + _GROWTH:
+        self._in_use = resident if self._in_use is None else min(self._in_use, resident)
+        if resident > self._in_use + _GROWTH:
+            self.give_back()
+
+    def give_back(self) -> None:
+        """Return all free pages now."""
+        if self._trim is not None:
             self._trim(0)
-            self._in_use = None
+        self._in_use = None
 
     def _resident(self) -> int:
         """Bytes of physical memory that this process holds."""

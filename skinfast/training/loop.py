@@ -185,6 +185,7 @@ def train(
                 }
             )
 
+    trim_heap.give_back()
     if best is not None:
         measured.load_state_dict(best.weights)
     if processes.is_first:

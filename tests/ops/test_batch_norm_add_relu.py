@@ -67,6 +67,14 @@ def test_bad_other_gradient_is_refused_by_name(other, message):
         )
 
 
+def test_gradient_without_a_mask_is_refused():
+    ones, statistics = torch.ones(2, 3), (torch.ones(3), torch.ones(3))
+    with pytest.raises(RuntimeError, match=r"^batch_norm_add_relu_backward: mask is empty"):
+        torch.ops.skinfast.batch_norm_add_relu_backward(
+            ones, ones, torch.ones(0).byte(), *statistics, None, True, 1e-5
+        )
+
+
 @pytest.mark.parametrize(
     ("residual", "message"),
     [

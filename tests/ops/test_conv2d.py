@@ -34,6 +34,22 @@ def test_layouts_of_output_and_gradients(side):
         assert tensor.is_contiguous(memory_format=LAST)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tensors_stored_as_in_either_layout(dtype):
+    """Maps of one pixel and kernels of one tap are; the padded output is not."""
+    x = torch.randn(4, 32, 1, 1).to(dtype).requires_grad_()
+    weight = torch.randn(32, 32, 1, 1).to(dtype).requires_grad_()
+    found = conv2d(x, weight, padding=1)
+    expected = torch.nn.functional.conv2d(x, weight, padding=1)
+    grad = torch.randn_like(expected)
+    for ours, theirs in zip(
+        [found, *torch.autograd.grad(found, (x, weight), grad)],
+        [expected, *torch.autograd.grad(expected, (x, weight), grad)],
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("images", "channels", "filters", "height", "width", "kernel"),
     [
@@ -106,26 +122,39 @@ def test_bfloat16_is_as_accurate_as_pytorch(
         assert (ours - exact).norm() <= 1.1 * (pytorch - exact).norm()
 
 
+# What is wanted of a convolution: its output, the gradients of its input and of its weight.
+@pytest.mark.parametrize("wanted", ["output", "input", "weight"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("side", "kernel"), [(8, 3), (2, 3), (2, 1)])
-def test_own_kernels_do_not_depend_on_the_number_of_threads(side, kernel, dtype):
+@pytest.mark.parametrize(
+    ("side", "kernel", "stride"), [(8, 3, 1), (4, 3, 1), (2, 3, 1), (2, 1, 1), (8, 3, 2)]
+)
+def test_own_kernels_do_not_depend_on_the_number_of_threads(side, kernel, stride, dtype, wanted):
     generator = torch.Generator().manual_seed(0)
     x, weight, grad = (
         torch.randn(shape, generator=generator).to(dtype, memory_format=LAST)
-        for shape in [(40, 64, side, side), (96, 64, kernel, kernel), (40, 96, side, side)]
+        for shape in [
+            (40, 64, side, side),
+            (96, 64, kernel, kernel),
+            (40, 96, side // stride, side // stride),
+        ]
     )
+    where = [stride] * 2, [kernel // 2] * 2, [1, 1], 1
     threads = torch.get_num_threads()
     results = []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            inputs = x.clone().requires_grad_(), weight.clone().requires_grad_()
             with torch.profiler.profile() as profile:
-                output = conv2d(*inputs, padding=kernel // 2)
-                results.append([output, *torch.autograd.grad(output, inputs, grad)])
+                if wanted == "output":
+                    results.append([torch.ops.skinfast.conv2d(x, weight, None, *where)])
+                else:
+                    which = wanted == "input", wanted == "weight", False
+                    gradients = torch.ops.skinfast.conv2d_backward(grad, x, weight, *where, *which)
+                    results.append(gradients[:2])
     finally:
         torch.set_num_threads(threads)
-    if any(event.key in ("aten::mm", "aten::convolution") for event in profile.key_averages()):
+    pytorchs = {"aten::mm", "aten::convolution", "aten::convolution_backward"}
+    if pytorchs & {event.key for event in profile.key_averages()}:
         pytest.skip("PyTorch computes it on this CPU")
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

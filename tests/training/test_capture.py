@@ -10,7 +10,7 @@ from skinfast.models import build_model
 from skinfast.nn import CrossEntropyLoss
 from skinfast.optim import Adam
 from skinfast.training import TrainConfig, TrainStep, load_model, train
-from skinfast.training.capture import CapturedStep
+from skinfast.training.capture import CapturedStep, LowPrecisionCopies
 
 CASES = [
     ("cnn", 32, "float32"),
@@ -170,6 +170,47 @@ def test_gradients_that_meet_at_a_shortcut_are_added_by_what_reads_them(precisio
         captured(*batch("resnet50", 32, 1))
     assert calls.count(torch.ops.skinfast.batch_norm_add_relu_backward.default) == 16
     assert calls.count(torch.ops.aten.add.Tensor) == 1  # that of the stem's output
+
+
+def read_twice(a, b, out):
+    total = a + b
+    out.copy_(total)
+    return total
+
+
+@pytest.mark.parametrize(
+    ("total", "joined"),
+    [
+        (lambda a, b, out: a + b, True),
+        (lambda a, b, out: torch.add(a, b, alpha=2), False),
+        (lambda a, b, out: a + b[:1], False),
+        (lambda a, b, out: a + 1, False),
+        (read_twice, False),
+    ],
+)
+def test_only_a_plain_sum_of_two_gradients_is_left_to_what_reads_it(total, joined):
+    optimizer = Adam([torch.zeros(3, requires_grad=True)])
+    optimizer.make_states()
+    statistics = torch.ones(3), torch.ones(3)
+    backward = torch.ops.skinfast.batch_norm_add_relu_backward
+    copy_of_sum, found = torch.zeros(2, 3), torch.zeros(2, 3)
+
+    def step(a, b, x):
+        mask = torch.full((1,), 0b101101, dtype=torch.uint8)
+        grads = backward(total(a, b, copy_of_sum), x, mask, *statistics, None, True, 1e-5)
+        found.copy_(grads[0])
+        optimizer.param_groups[0]["params"][0].grad = grads[2]
+        optimizer.step()
+
+    inputs = torch.randn(2, 3), torch.randn(2, 3), torch.randn(2, 3)
+    step(*inputs)
+    expected = found.clone()
+    recorded = CapturedStep(step, inputs, optimizer, LowPrecisionCopies())
+    found.zero_()
+    with Calls() as calls:
+        recorded.replay(*inputs)
+    assert torch.equal(found, expected)
+    assert (calls.count(torch.ops.aten.add.Tensor) == 0) == joined
 
 
 class Counting(torch.nn.Linear):
