@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 import skinfast.ops  # noqa: F401  (registers adam_)
 from skinfast import arena
+from skinfast.training.heap import give_back_freed_memory
 
 # Parameters that are updated together: enough of them to feed all threads, few enough for a cache.
 _UPDATE_BYTES = 2**23
@@ -96,9 +97,10 @@ class CapturedStep:
             recording.split_updates()  # a GPU has no cache for it, and every part is a launch
         self._function, self._constants = recording.function()
         # Small objects scattered between the large ones just freed would keep those apart, and the
-        # next step would take new memory beside them.
+        # next step would take new memory beside them; and what was freed is not what a step needs.
         del recording
         gc.collect()
+        give_back_freed_memory()
 
     def replay(self, *inputs: Tensor) -> None:
         """Run it on other inputs."""

@@ -21,12 +21,19 @@ def keep_freed_memory() -> None:
     again at the next step page by page, each of them zeroed: of ResNet-50's steps a twentieth.
     Blocks of more than 32 MB still come and go. Overrides what the environment says of both
     (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_``); another C library stays as it is.
-    ``HeapTrimmer.give_back`` returns what is kept.
+    :func:`give_back_freed_memory` returns what is kept.
     """
     mallopt = _function("mallopt")
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT)
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_ON_HEAP)
+
+
+def give_back_freed_memory() -> None:
+    """Have the GNU C library return all free pages now."""
+    malloc_trim = _function("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 class HeapTrimmer:
@@ -43,29 +50,22 @@ class HeapTrimmer:
 
     def __init__(self) -> None:
         self._calls = 0
-        self._trim = _function("malloc_trim")
+        self._is_needed = _function("malloc_trim") is not None
         self._in_use: int | None = None  # bytes, the pages that steps use again and again included
 
     def __call__(self) -> None:
         self._calls += 1
         # To ask the system takes as long as an op on small tensors.
-        if self._trim is None or self._calls % _CALLS_BETWEEN_LOOKS != 1:
+        if not self._is_needed or self._calls % _CALLS_BETWEEN_LOOKS != 1:
             return
         resident = self._resident()
         self._in_use = resident if self._in_use is None else min(self._in_use, resident)
         if resident > self._in_use + _GROWTH:
-            self.give_back()
-
-    def give_back(self) -> None:
-        """Return all free pages now."""
-        if self._trim is not None:
-            self._trim(0)
-        self._in_use = None
+            give_back_freed_memory()
+            self._in_use = None
 
     def _resident(self) -> int:
         """Bytes of physical memory that this process holds."""
-        if self._trim is None:
-            return 0
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 

@@ -26,7 +26,7 @@ from skinfast.training.averaging import MovingAverage
 from skinfast.training.config import TrainConfig
 from skinfast.training.distributed import DistributedStep, Processes
 from skinfast.training.early_stopping import BestEpoch
-from skinfast.training.heap import HeapTrimmer
+from skinfast.training.heap import HeapTrimmer, give_back_freed_memory
 from skinfast.training.losses import loss_function
 from skinfast.training.model_file import ModelDescription, save_model
 from skinfast.training.problem import Problem, prepare
@@ -185,7 +185,7 @@ def train(
                 }
             )
 
-    trim_heap.give_back()
+    give_back_freed_memory()
     if best is not None:
         measured.load_state_dict(best.weights)
     if processes.is_first:

@@ -40,7 +40,7 @@ for _ in range(3):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
-needs_glibc = pytest.mark.skipif(HeapTrimmer()._trim is None, reason="needs the GNU C library")
+needs_glibc = pytest.mark.skipif(not HeapTrimmer()._is_needed, reason="needs the GNU C library")
 
 
 def printed_by(code: str) -> list[int]:
