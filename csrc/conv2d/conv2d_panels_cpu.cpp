@@ -192,17 +192,24 @@ struct Sums {
   }
 };
 
-// c (+)= the products of the blocks that is_met(k), by Panels' multiply or multiply_across.
-template <typename Panels, typename Product, typename IsMet>
-void multiply_met(const Product& product, const typename Panels::Element* a,
-                  const typename Panels::Element* b, int64_t blocks, const IsMet& is_met, float* c,
-                  int64_t row_stride, bool accumulate) {
-  for_each_run(blocks, is_met, [&](int64_t begin, int64_t end) {
-    product(a + begin * Panels::kBlock, b + begin * Panels::kBlock, end - begin, c, row_stride,
-            accumulate);
+// c (+)= the products of the blocks that is_met(k), the left ones packed by pack_left_across where
+// kAcross.
+template <typename Panels, bool kAcross, typename IsMet>
+void multiply_met(const typename Panels::Element* a, const typename Panels::Element* b,
+                  int64_t blocks, const IsMet& is_met, float* c, int64_t row_stride,
+                  bool accumulate) {
+  const auto multiply = [&](int64_t begin, int64_t end) {
+    const auto* left = a + begin * Panels::kBlock;
+    const auto* right = b + begin * Panels::kBlock;
+    if constexpr (kAcross) {
+      Panels::multiply_across(left, right, end - begin, c, row_stride, accumulate);
+    } else {
+      Panels::multiply(left, right, end - begin, c, row_stride, accumulate);
+    }
     accumulate = true;
-  });
-  if (!accumulate) product(a, b, 0, c, row_stride, false);  // zeros
+  };
+  for_each_run(blocks, is_met, multiply);
+  if (!accumulate) multiply(0, 0);  // zeros
 }
 
 // The weights of 32 filters at a tap, from a channel on.
@@ -257,9 +264,8 @@ void multiply_grid(const PanelConv2d& conv, const PanelTarget& target, const Pan
                                     scratch.sums, place};
             sums.add(
                 [&](float* target_sums, int64_t row_stride) {
-                  multiply_met<Panels>(
-                      Panels::multiply, scratch.left + p * kElements, scratch.right + c * kElements,
-                      blocks,
+                  multiply_met<Panels, false>(
+                      scratch.left + p * kElements, scratch.right + c * kElements, blocks,
                       [&](int64_t k) { return grid[p].meets((first + k) / channel_blocks); },
                       target_sums, row_stride, first > 0);
                 },
@@ -358,8 +364,8 @@ void sum_weight_gradient(const PanelConv2d& conv, int64_t filters, const PanelRa
           const Sums<Panels> sums{first == 0, is_last, conv.filter_stride, scratch.sums, place};
           sums.add(
               [&](float* target, int64_t row_stride) {
-                multiply_met<Panels>(
-                    Panels::multiply_across, scratch.left + p * kElements, scratch.right, blocks,
+                multiply_met<Panels, true>(
+                    scratch.left + p * kElements, scratch.right, blocks,
                     [&](int64_t k) { return grid[k].meets(tap); }, target, row_stride, first > 0);
               },
               kPanel,

@@ -63,8 +63,10 @@ def launches_of_a_step(emulated_ops, monkeypatch, tmp_path):
     """Of a model, its images' size and precision: skinfast's launches, PyTorch's functions."""
     counter = ctypes.CDLL(str(emulated.build_ops())).emulation_launches
     counter.restype = ctypes.c_int64
-    # A recording divides Adam's update for a CPU's cache; a GPU's does not.
+    # A CPU's recording divides Adam's update for the cache and has kernels add gradients; a GPU's
+    # does neither.
     monkeypatch.setattr(_Recording, "split_updates", lambda self: None)
+    monkeypatch.setattr(_Recording, "join_gradients", lambda self: None)
 
     def count(name, image_size, precision):
         config = TrainConfig(data="synthetic", model=name, image_size=image_size, augment=True,
