@@ -17,6 +17,7 @@ from __future__ import annotations
 import gc
 import math
 import multiprocessing
+import pickle
 import re
 import statistics
 import time
@@ -30,6 +31,7 @@ from typing import Any
 import torch
 
 from skinfast.testing import full_float32
+from skinfast.training.heap import give_back_freed_memory
 
 Call = Callable[[], Any]
 #: Runs a call so many times; returns the seconds of one.
@@ -173,9 +175,8 @@ def peak_memory(build: Callable[[], Call], device: torch.device) -> int | None:
     """Peak bytes that a contender needs, alone in a process; None where that can't be told.
 
     On a CPU it is anonymous memory beyond what the process held before ``build``: not the pages of
-    libraries, which come when they are first read, nor those of the images that ``build`` holds,
-    which it shares with this process. On a GPU it is what torch's allocator gave out beyond what it
-    had given before, in this process.
+    libraries, which come when they are first read, nor the images that ``build`` holds. On a GPU it
+    is what torch's allocator gave out beyond what it had given before, in this process.
     """
     if device.type == "cuda":
         return _peak_memory_on_cuda(build, device)
@@ -185,7 +186,8 @@ def peak_memory(build: Callable[[], Call], device: torch.device) -> int | None:
     threads = torch.get_num_threads()
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(_peak_memory_of_this_process, build, threads).result()
+            # By value: of shared pages the system may unmap some, which would count as a peak.
+            return pool.submit(_peak_memory_of_this_process, pickle.dumps(build), threads).result()
         except BrokenProcessPool:
             return None
 
@@ -201,10 +203,13 @@ def _peak_memory_on_cuda(build: Callable[[], Call], device: torch.device) -> int
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _peak_memory_of_this_process(build: Callable[[], Call], threads: int) -> int | None:
+def _peak_memory_of_this_process(pickled_build: bytes, threads: int) -> int | None:
     import preload  # noqa: F401  (some Pythons' fork servers do not find it)
 
     torch.set_num_threads(threads)
+    build = pickle.loads(pickled_build)
+    del pickled_build
+    give_back_freed_memory()
     before = _anonymous("VmRSS")
     try:  # the peak is from here on, not that of the imports
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
