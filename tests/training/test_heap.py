@@ -26,15 +26,16 @@ for _ in range(32):
 print(full - at_first, before - at_first, trim._resident() - at_first)
 """
 
-# Pages that the system had to bring when equal tensors were made once more.
+# Pages that the system had to bring when equal tensors were made ten times more.
 FAULTS = """
 import resource
 import torch
 from skinfast.training.heap import keep_freed_memory
 
 keep_freed_memory()
-for _ in range(3):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for i in range(12):
+    if i == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     tensors = [torch.ones(4_000_000) for _ in range(12)]
     del tensors
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -51,9 +52,10 @@ def printed_by(code: str) -> list[int]:
 
 @needs_glibc
 def test_freed_memory_is_kept():
-    """Without it 4,000 to 47,000 of these pages come anew."""
-    pages = 12 * 4_000_000 * 4 // mmap.PAGESIZE
-    assert printed_by(FAULTS)[0] < pages // 100
+    """But for a hole or two that an older C library cannot use for an equal tensor again. Without
+    it all twelve come anew in each round, unless a small block holds the heap's end."""
+    pages_of_a_tensor = 4_000_000 * 4 // mmap.PAGESIZE
+    assert printed_by(FAULTS)[0] < 5 * pages_of_a_tensor
 
 
 @needs_glibc
