@@ -1,6 +1,6 @@
 """Two models on a split by image: on images of lesions that train as well, and on the others.
 
-skinfast reproduce --data data/ham10000 --output OUT --preset best --split image ...
+skinfast reproduce --data data/ham10000 --output OUT --preset best --split image
 python bench/lesions_seen.py OUT/runs/best/split-by-image/64x64/{resnet50,cnn}/seed-0
 """
 
@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 
 import numpy as np
 import numpy.typing as npt
+from report import run
 
+from skinfast.errors import SkinfastError
 from skinfast.evaluation.bootstrap import Answers, difference, estimates
 from skinfast.experiments.runs import read_outcome
+from skinfast.experiments.tables import MODEL_TITLES, markdown_table, with_interval
 from skinfast.training import prepare
 
 
@@ -26,28 +30,31 @@ def chosen(answers: Answers, mask: npt.NDArray[np.bool_]) -> Answers:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs=2, metavar="RUN", help="a finished run's folder")
-    folders = parser.parse_args().runs
-    outcomes = [read_outcome(folder) for folder in folders]
-    answers = {outcome.config.model: outcome.answers for outcome in outcomes}
+    outcomes = [read_outcome(folder) for folder in parser.parse_args().runs]
+    answers = {MODEL_TITLES[outcome.config.model]: outcome.answers for outcome in outcomes}
     if len(answers) < 2:
-        parser.error("the runs are of one model; give two")
+        raise SkinfastError("the two runs are of one model; give runs of two")
     one, other = answers
     if not np.array_equal(answers[one].image_ids, answers[other].image_ids):
-        parser.error("the runs have other test images; give two of one split and seed")
+        raise SkinfastError("the runs have other test images; give two of one split and seed")
     problem = prepare(outcomes[0].config)
-    trained = np.asarray(problem.dataset.lesion_ids)[np.asarray(problem.train_indices)]
+    if problem.dataset.lesion_ids is None:
+        raise SkinfastError("the runs' data do not say which images show one lesion")
+    trained = np.asarray(problem.dataset.lesion_ids)[problem.train_indices]
     seen = np.isin(answers[one].lesion_ids, trained)
-    print(f"test images of lesions that   images  {one:<9}{other:<9}accuracy of {one} less {other}")
+    rows = []
     for title, mask in (("train as well", seen), ("do not train", ~seen)):
         if not mask.any():
             continue
-        sets = {name: [chosen(all_of, mask)] for name, all_of in answers.items()}
-        measured, drawn = estimates(sets)
-        lead = difference(measured[one], measured[other], drawn[one], drawn[other])["accuracy"]
-        accuracies = [f"{measured[name]['accuracy'].value:<9.3f}" for name in (one, other)]
-        interval = f"{lead.value:+.3f} [{lead.low:+.3f}, {lead.high:+.3f}]"
-        print(f"{title:<30}{mask.sum():<8}{''.join(accuracies)}{interval}")
+        measured, drawn = estimates({name: [chosen(a, mask)] for name, a in answers.items()})
+        lead = difference(measured[one], measured[other], drawn[one], drawn[other])
+        accuracies = [with_interval(measured[name]["accuracy"]) for name in (one, other)]
+        rows.append(
+            [title, f"{mask.sum():,}", *accuracies, with_interval(lead["accuracy"], signed=True)]
+        )
+    head = ["accuracy on test images of lesions that", "images", one, other, f"{one} less {other}"]
+    print(markdown_table(head, rows))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

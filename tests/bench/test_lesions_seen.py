@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from skinfast.errors import SkinfastError
 from skinfast.evaluation.bootstrap import Answers
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
@@ -40,15 +41,15 @@ def print_of(monkeypatch, capsys):
 
 
 def test_a_lesion_counts_as_seen_where_an_image_of_it_trains(print_of):
-    _, seen, new = print_of(outcome("cnn", FIRST), outcome("resnet50", SECOND)).splitlines()
-    assert seen.split()[3:6] == ["2", "1.000", "0.000"]
-    assert new.split()[3:6] == ["2", "0.000", "1.000"]
+    _, _, seen, new = print_of(outcome("cnn", FIRST), outcome("resnet50", SECOND)).splitlines()
+    ones, zeros = "1.000 [1.000, 1.000]", "0.000 [0.000, 0.000]"
+    assert seen.split(" | ")[1:4] == ["2", ones, zeros]
+    assert new.split(" | ")[1:4] == ["2", zeros, ones]
+    assert "+1.000" in seen and "-1.000" in new
 
 
-def test_runs_of_other_images_or_of_one_model_are_refused(print_of, capsys):
-    with pytest.raises(SystemExit):
+def test_runs_of_other_images_or_of_one_model_are_refused(print_of):
+    with pytest.raises(SkinfastError, match="one model"):
         print_of(outcome("cnn", FIRST), outcome("cnn", SECOND))
-    assert "one model" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
+    with pytest.raises(SkinfastError, match="other test images"):
         print_of(outcome("cnn", FIRST), outcome("resnet50", SECOND, ("1", "2", "3", "5")))
-    assert "other test images" in capsys.readouterr().err
