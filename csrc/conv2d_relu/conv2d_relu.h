@@ -85,7 +85,8 @@ struct PooledConv2d : SmallConv2d {
   static constexpr int64_t kGradientImages = 4;
 };
 
-// Forward: weight [K, C, R, S] arranged as [K / 10, C, R, S, 10]. Backward: as [K, R, S, 16].
+// Forward: weight [K, C, R, S] arranged as [K / 10, C, R, S, 10], of bfloat16 where an instruction
+// adds two products as [K / 10, C / 2, R, S, 10, 2]. Backward: as [K, R, S, 16].
 SKINFAST_DECLARE_KERNEL(void pack_weight(DType dtype, const PooledConv2d& conv, const void* weight,
                                          void* packed))
 SKINFAST_DECLARE_KERNEL(void pack_turned_weight(DType dtype, const PooledConv2d& conv,

@@ -20,12 +20,16 @@ SKINFAST_HOST_DEVICE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : 
 // The pixels of one image that have a gradient, filter by filter and row by row of the output:
 // pixel is the first tap's, in the padded map; those of filter k, row i are the numbers
 // [begin[k * (rows + 1) + i], begin[k * (rows + 1) + i + 1]).
-template <typename A>
+template <typename T>
 struct Pixels {
   int32_t* pixel;
-  A* gradient;
+  T* gradient;
   int32_t* begin;
 };
+
+// An image is kept as it was stored where pairs of its pixels are multiplied, else in accumulators.
+template <typename T>
+using image_t = std::conditional_t<kTerms<T> == 2, T, accumulate_t<T>>;
 
 // From the first pixel of a window to its pixel number a. Bytes that no forward pass writes lead to
 // 0.
@@ -41,13 +45,13 @@ struct WindowOffsets {
 };
 
 // Adds one row's pixels to the `count` before; the first window is at `origin`.
-template <typename T, typename A = accumulate_t<T>>
+template <typename T>
 int32_t find_pixels_of_row(const T* grad_output, const T* output, const uint8_t* argmax,
                            int64_t columns, int32_t origin, int32_t window_width,
-                           const WindowOffsets& offsets, const Pixels<A>& pixels, int32_t count) {
+                           const WindowOffsets& offsets, const Pixels<T>& pixels, int32_t count) {
   for (int64_t j = 0; j < columns; ++j, origin += window_width) {
     pixels.pixel[count] = origin + (argmax ? offsets.of[argmax[j]] : 0);
-    pixels.gradient[count] = load(grad_output[j]);
+    pixels.gradient[count] = grad_output[j];
     count += relu_passes(load(output[j]));
   }
   return count;
@@ -66,7 +70,7 @@ SKINFAST_HOST_DEVICE __m512 load_masked(const BFloat16* source, __mmask16 lanes)
 template <typename T>
 int32_t find_pixels_of_row_in_lanes(const T* grad_output, const T* output, const uint8_t* argmax,
                                     int64_t columns, int32_t origin, int32_t window_width,
-                                    const WindowOffsets& offsets, const Pixels<float>& pixels,
+                                    const WindowOffsets& offsets, const Pixels<T>& pixels,
                                     int32_t count) {
   const __m512i table = _mm512_loadu_si512(offsets.of);
   const __m512i step = _mm512_set1_epi32(window_width);
@@ -84,8 +88,8 @@ int32_t find_pixels_of_row_in_lanes(const T* grad_output, const T* output, const
     const __mmask16 passes = _mm512_mask_cmp_ps_mask(lanes, load_masked(output + j, lanes),
                                                      _mm512_setzero_ps(), _CMP_NLE_UQ);
     _mm512_storeu_si512(pixels.pixel + count, _mm512_maskz_compress_epi32(passes, pixel));
-    _mm512_storeu_ps(pixels.gradient + count,
-                     _mm512_maskz_compress_ps(passes, load_masked(grad_output + j, lanes)));
+    store_vector(pixels.gradient + count,
+                 _mm512_maskz_compress_ps(passes, load_masked(grad_output + j, lanes)));
     count += __builtin_popcount(passes);
   }
   return count;
@@ -94,8 +98,7 @@ int32_t find_pixels_of_row_in_lanes(const T* grad_output, const T* output, const
 
 template <typename T>
 void find_pixels(const PooledConv2d& conv, const T* grad_output, const T* output,
-                 const uint8_t* argmax, const WindowOffsets& offsets,
-                 const Pixels<accumulate_t<T>>& pixels) {
+                 const uint8_t* argmax, const WindowOffsets& offsets, const Pixels<T>& pixels) {
   const int64_t rows = conv.rows(), columns = conv.columns();
   const auto window_width = static_cast<int32_t>(conv.window.width);
   int32_t count = 0;
@@ -136,8 +139,8 @@ struct Interleave {
   }
 
   // How many of `count` pixels were written, the planes being `plane` apart.
-  template <typename T>
-  int64_t row(const T* x, int64_t plane, int64_t count, A* target) const {
+  template <typename T, typename Image>
+  int64_t row(const T* x, int64_t plane, int64_t count, Image* target) const {
     int64_t w = 0;
 #if !defined(__clang__)
     constexpr int L = kLanes<A>;
@@ -157,18 +160,19 @@ struct Interleave {
 // An image with channels last and its padding: x [C, H, W] -> padded [padded_height, padded_width,
 // C].
 template <typename T>
-void pad_image(const PooledConv2d& conv, const T* x, accumulate_t<T>* padded) {
+void pad_image(const PooledConv2d& conv, const T* x, image_t<T>* padded) {
   using A = accumulate_t<T>;
+  using Image = image_t<T>;
   constexpr int L = kLanes<A>;
   const Interleave<A> interleave;
   const int64_t C = conv.C, plane = conv.H * conv.W;
-  memset(padded, 0, static_cast<size_t>(conv.padded_pixels() * C) * sizeof(A));
+  memset(padded, 0, static_cast<size_t>(conv.padded_pixels() * C) * sizeof(Image));
   for (int64_t h = 0; h < conv.H; ++h, x += conv.W) {
-    A* row = padded + ((h + conv.pad_h) * conv.padded_width() + conv.pad_w) * C;
+    Image* row = padded + ((h + conv.pad_h) * conv.padded_width() + conv.pad_w) * C;
     int64_t w = 0;
     if (C == 3) w = interleave.row(x, plane, conv.W, row);
-    // A vector writes over the pixels behind its own, which come later, if any are left.
-    for (; C > L / 2 && C <= L && w + 2 * L <= conv.W; w += L) {
+    // A vector writes zeros behind its own channels, where padding lies or pixels that come later.
+    for (; C > L / 2 && C <= L && w + L <= conv.W; w += L) {
       vector_t<A> block[L];
       for (int c = 0; c < L; ++c) {
         block[c] = c < C ? load_vector(x + c * plane + w) : vector_t<A>{};
@@ -177,39 +181,80 @@ void pad_image(const PooledConv2d& conv, const T* x, accumulate_t<T>* padded) {
       for (int j = 0; j < L; ++j) store_vector(row + (w + j) * C, block[j]);
     }
     for (; w < conv.W; ++w) {
-      for (int64_t c = 0; c < C; ++c) row[w * C + c] = A(load(x[c * plane + w]));
+      for (int64_t c = 0; c < C; ++c) {
+        const T value = x[c * plane + w];
+        if constexpr (std::is_same_v<T, Image>) {
+          row[w * C + c] = value;
+        } else {
+          row[w * C + c] = A(load(value));
+        }
+      }
+    }
+  }
+}
+
+// sum[row][v] += the gradients of `count` pixels, kTerms at most, times the kRows x kVectors
+// vectors at each.
+template <typename T, int kRows, int kVectors, typename A = accumulate_t<T>>
+SKINFAST_HOST_DEVICE void add_patch(const image_t<T>* x, int64_t row_size, int64_t channels,
+                                    const int32_t* pixel, const T* gradient,
+                                    [[maybe_unused]] int64_t count,
+                                    vector_t<A> (&sum)[kRows][kVectors]) {
+  constexpr int L = kLanes<A>;
+  const image_t<T>* patch = x + pixel[0] * channels;
+#if defined(__AVX512BF16__)
+  if constexpr (kTerms<T> == 2) {
+    alignas(64) static constexpr uint16_t kInTurns[32] = {
+        0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i in_turns = _mm512_load_si512(kInTurns);
+    uint32_t both = gradient[0].bits;
+    if (count == 2) memcpy(&both, gradient, sizeof(both));
+    const auto g = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(both)));
+    const BFloat16* second = count == 2 ? x + pixel[1] * channels : nullptr;
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        const auto load_half = [at = r * row_size + v * L](const BFloat16* pixels) {
+          return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(pixels + at));
+        };
+        const __m256i one = load_half(patch);
+        const __m512i two = second ? _mm512_maskz_inserti64x4(0xff, _mm512_castsi256_si512(one),
+                                                              load_half(second), 1)
+                                   : _mm512_maskz_broadcast_i64x4(0x0f, one);
+        const __m512i mixed = _mm512_maskz_permutexvar_epi16(0xffffffff, in_turns, two);
+        const auto pairs = reinterpret_cast<__m512bh>(mixed);
+        sum[r][v] = _mm512_dpbf16_ps(sum[r][v], g, pairs);
+      }
+    }
+    return;
+  }
+#endif
+  const A g = load(gradient[0]);
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) {
+      sum[r][v] += g * load_vector(patch + r * row_size + v * L);
     }
   }
 }
 
 // sums[row][v] += the gradients times the kRows x kVectors vectors at their pixels.
-template <typename A, int kRows, int kVectors>
-void add_patches(const A* x, int64_t row_size, int64_t channels, const int32_t* pixel,
-                 const A* gradient, int64_t count, A* sums, int64_t sums_row) {
+template <typename T, int kRows, int kVectors, typename A = accumulate_t<T>>
+void add_patches(const image_t<T>* x, int64_t row_size, int64_t channels, const int32_t* pixel,
+                 const T* gradient, int64_t count, A* sums, int64_t sums_row) {
   constexpr int L = kLanes<A>;
   // Few sums would wait for each other.
   constexpr int kWays = kRows * kVectors <= 6 ? 2 : 1;
   vector_t<A> sum[kWays][kRows][kVectors] = {};
   int64_t i = 0;
-  for (; i + kWays <= count; i += kWays) {
+  for (; i + kWays * kTerms<T> <= count; i += kWays * kTerms<T>) {
     for (int way = 0; way < kWays; ++way) {
-      const A* patch = x + pixel[i + way] * channels;
-      const A g = gradient[i + way];
-      for (int r = 0; r < kRows; ++r) {
-        for (int v = 0; v < kVectors; ++v) {
-          sum[way][r][v] += g * load_vector(patch + r * row_size + v * L);
-        }
-      }
+      const int64_t at = i + way * kTerms<T>;
+      add_patch<T>(x, row_size, channels, pixel + at, gradient + at, kTerms<T>, sum[way]);
     }
   }
-  for (; i < count; ++i) {
-    const A* patch = x + pixel[i] * channels;
-    const A g = gradient[i];
-    for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < kVectors; ++v) {
-        sum[0][r][v] += g * load_vector(patch + r * row_size + v * L);
-      }
-    }
+  for (; i < count; i += kTerms<T>) {
+    add_patch<T>(x, row_size, channels, pixel + i, gradient + i, smaller(kTerms<T>, count - i),
+                 sum[0]);
   }
   for (int r = 0; r < kRows; ++r) {
     for (int v = 0; v < kVectors; ++v) {
@@ -221,17 +266,17 @@ void add_patches(const A* x, int64_t row_size, int64_t channels, const int32_t* 
   }
 }
 
-template <typename A>
-using AddPatches = void (*)(const A*, int64_t, int64_t, const int32_t*, const A*, int64_t, A*,
-                            int64_t);
+template <typename T>
+using AddPatches = void (*)(const image_t<T>*, int64_t, int64_t, const int32_t*, const T*, int64_t,
+                            accumulate_t<T>*, int64_t);
 
-template <typename A, int kRows>
-AddPatches<A> add_patches_of(int64_t vectors) {
-  static constexpr AddPatches<A> functions[] = {
-      &add_patches<A, kRows, 1>, &add_patches<A, kRows, 2>, &add_patches<A, kRows, 3>,
-      &add_patches<A, kRows, 4>,
+template <typename T, int kRows>
+AddPatches<T> add_patches_of(int64_t vectors) {
+  static constexpr AddPatches<T> functions[] = {
+      &add_patches<T, kRows, 1>, &add_patches<T, kRows, 2>, &add_patches<T, kRows, 3>,
+      &add_patches<T, kRows, 4>,
 #if defined(__AVX512F__)
-      &add_patches<A, kRows, 5>, &add_patches<A, kRows, 6>, &add_patches<A, kRows, 7>,
+      &add_patches<T, kRows, 5>, &add_patches<T, kRows, 6>, &add_patches<T, kRows, 7>,
 #endif
   };
   static_assert(sizeof(functions) / sizeof(functions[0]) == kMaxVectors);
@@ -239,9 +284,9 @@ AddPatches<A> add_patches_of(int64_t vectors) {
 }
 
 // sums [R, patch_row] += the gradient of one filter's weights from one image.
-template <typename A>
-void add_weight_gradient(const PooledConv2d& conv, const A* padded, const int32_t* pixel,
-                         const A* gradient, int64_t count, A* sums) {
+template <typename T, typename A = accumulate_t<T>>
+void add_weight_gradient(const PooledConv2d& conv, const image_t<T>* padded, const int32_t* pixel,
+                         const T* gradient, int64_t count, A* sums) {
   constexpr int L = kLanes<A>;
   const int64_t row_size = conv.padded_width() * conv.C;
   const int64_t vectors = ceil_div(conv.S * conv.C, L);
@@ -249,9 +294,9 @@ void add_weight_gradient(const PooledConv2d& conv, const A* padded, const int32_
     const int64_t rows = smaller(kMaxRows, conv.R - r);
     for (int64_t v = 0; v < vectors; v += kMaxVectors) {
       const int64_t some = smaller(kMaxVectors, vectors - v);
-      const AddPatches<A> add = rows == 3   ? add_patches_of<A, 3>(some)
-                                : rows == 2 ? add_patches_of<A, 2>(some)
-                                            : add_patches_of<A, 1>(some);
+      const AddPatches<T> add = rows == 3   ? add_patches_of<T, 3>(some)
+                                : rows == 2 ? add_patches_of<T, 2>(some)
+                                            : add_patches_of<T, 1>(some);
       add(padded + r * row_size + v * L, row_size, conv.C, pixel, gradient, count,
           sums + r * conv.patch_row() + v * L, conv.patch_row());
     }
@@ -275,8 +320,8 @@ SKINFAST_HOST_DEVICE void add_taps(A* target, const A* taps, A g, int64_t S) {
 
 // grad [padded_height, padded_width, 16] += the gradient of x from one image, output row by output
 // row, so that the rows of grad at hand stay in the nearest cache.
-template <int kWidth, int kVectors, typename A>
-void add_input_gradient(const PooledConv2d& conv, const A* turned_weight, const Pixels<A>& pixels,
+template <typename T, int kWidth, int kVectors, typename A = accumulate_t<T>>
+void add_input_gradient(const PooledConv2d& conv, const A* turned_weight, const Pixels<T>& pixels,
                         A* grad) {
   const int64_t rows = conv.rows(), row_size = conv.padded_width() * kSmallChannels;
   const int64_t R = conv.R, S = conv.S;
@@ -285,7 +330,7 @@ void add_input_gradient(const PooledConv2d& conv, const A* turned_weight, const 
       const int32_t* begin = pixels.begin + k * (rows + 1) + i;
       const A* weight = turned_weight + k * R * S * kSmallChannels;
       for (int32_t p = begin[0]; p < begin[1]; ++p) {
-        const A g = pixels.gradient[p];
+        const A g = load(pixels.gradient[p]);
         A* target = grad + pixels.pixel[p] * kSmallChannels;
         for (int64_t r = 0; r < R; ++r) {
           add_taps<kWidth, kVectors>(target + r * row_size, weight + r * S * kSmallChannels, g, S);
@@ -295,14 +340,14 @@ void add_input_gradient(const PooledConv2d& conv, const A* turned_weight, const 
   }
 }
 
-template <typename A>
+template <typename T>
 auto add_input_gradient_of(const PooledConv2d& conv) {
-  constexpr int kWhole = static_cast<int>(kSmallChannels) / kLanes<A>;
-  if (conv.C > kLanes<A>) return &add_input_gradient<0, kWhole, A>;
-  return conv.S == 3   ? &add_input_gradient<3, 1, A>
-         : conv.S == 5 ? &add_input_gradient<5, 1, A>
-         : conv.S == 7 ? &add_input_gradient<7, 1, A>
-                       : &add_input_gradient<0, 1, A>;
+  constexpr int kWhole = static_cast<int>(kSmallChannels) / kLanes<accumulate_t<T>>;
+  if (conv.C > kLanes<accumulate_t<T>>) return &add_input_gradient<T, 0, kWhole>;
+  return conv.S == 3   ? &add_input_gradient<T, 3, 1>
+         : conv.S == 5 ? &add_input_gradient<T, 5, 1>
+         : conv.S == 7 ? &add_input_gradient<T, 7, 1>
+                       : &add_input_gradient<T, 0, 1>;
 }
 
 // grad [padded_height, padded_width, 16] -> grad_x [C, H, W]
@@ -334,14 +379,15 @@ void store_input_gradient(const PooledConv2d& conv, const accumulate_t<T>* grad,
   }
 }
 
-template <typename A>
-A sum_of(const A* values, int64_t count) {
+template <typename T>
+accumulate_t<T> sum_of(const T* values, int64_t count) {
+  using A = accumulate_t<T>;
   constexpr int L = kLanes<A>;
   vector_t<A> sums{};
   int64_t i = 0;
   for (; i + L <= count; i += L) sums += load_vector(values + i);
   A sum = sum_lanes<A>(sums);
-  for (; i < count; ++i) sum += values[i];
+  for (; i < count; ++i) sum += load(values[i]);
   return sum;
 }
 
@@ -352,11 +398,11 @@ void gradients_of_task(const PooledConv2d& conv, const SmallConv2dGradients& all
   const int64_t outputs = conv.K * conv.rows() * conv.columns();
   const int64_t inputs = conv.C * conv.H * conv.W;
   // Behind each lies a vector's worth: whole vectors are read and written.
-  A* padded = scratch;
-  A* grad = padded + conv.padded_pixels() * conv.C + kImageBlock;
+  auto* padded = reinterpret_cast<image_t<T>*>(scratch);
+  A* grad = scratch + conv.padded_pixels() * conv.C + kImageBlock;
   A* gradient = grad + conv.padded_pixels() * kSmallChannels;
   auto* pixel = reinterpret_cast<int32_t*>(gradient + outputs + kImageBlock);
-  const Pixels<A> pixels{pixel, gradient, pixel + outputs + kImageBlock};
+  const Pixels<T> pixels{pixel, reinterpret_cast<T*>(gradient), pixel + outputs + kImageBlock};
 
   A* weight_sums = static_cast<A*>(all.weight_sums) + task * conv.weight_sums();
   A* bias_sums = static_cast<A*>(all.bias_sums) + task * conv.K;
@@ -376,12 +422,12 @@ void gradients_of_task(const PooledConv2d& conv, const SmallConv2dGradients& all
       const int64_t count = pixels.begin[k * (conv.rows() + 1) + conv.rows()] - first;
       bias_total[k] += sum_of(pixels.gradient + first, count);
       if (!all.weight_sums) continue;
-      add_weight_gradient(conv, padded, pixels.pixel + first, pixels.gradient + first, count,
-                          weight_sums + k * conv.R * conv.patch_row());
+      add_weight_gradient<T>(conv, padded, pixels.pixel + first, pixels.gradient + first, count,
+                             weight_sums + k * conv.R * conv.patch_row());
     }
     if (all.grad_x) {
       memset(grad, 0, static_cast<size_t>(conv.padded_pixels() * kSmallChannels) * sizeof(A));
-      add_input_gradient_of<A>(conv)(conv, static_cast<const A*>(all.turned_weight), pixels, grad);
+      add_input_gradient_of<T>(conv)(conv, static_cast<const A*>(all.turned_weight), pixels, grad);
       store_input_gradient(conv, grad, static_cast<T*>(all.grad_x) + n * inputs);
     }
   }

@@ -16,8 +16,57 @@ constexpr int kFilters = static_cast<int>(kFilterBlock);
 SKINFAST_HOST_DEVICE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 SKINFAST_HOST_DEVICE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// A lane holds kTerms channels of a pixel: one in an accumulator, or two as the bits of a float.
+
+// sum += weight * value, for each channel of each lane.
+template <typename T, typename A = accumulate_t<T>>
+SKINFAST_HOST_DEVICE void multiply_add(vector_t<A>& sum, A weight, vector_t<A> value) {
+#if defined(__AVX512BF16__)
+  if constexpr (kTerms<T> == 2) {
+    const auto weights = reinterpret_cast<__m512bh>(_mm512_set1_ps(weight));
+    sum = _mm512_dpbf16_ps(sum, weights, reinterpret_cast<__m512bh>(value));
+    return;
+  }
+#endif
+  sum += weight * value;
+}
+
+// The weight of one channel, or of two that are `taps` apart, the second of which may not be there.
+template <typename T>
+accumulate_t<T> pack_channels(const T* weight, int64_t taps, bool second) {
+  if constexpr (kTerms<T> == 1) {
+    return load(*weight);
+  } else {
+    const uint32_t pair = weight[0].bits | (second ? uint32_t{weight[taps].bits} << 16 : 0);
+    accumulate_t<T> bits;
+    memcpy(&bits, &pair, sizeof(bits));
+    return bits;
+  }
+}
+
+// Neighbouring pixels, `filled` of them, of one image's channel; or of two channels side by side,
+// the second of which is `plane` behind the first, or not there.
+template <typename T>
+SKINFAST_HOST_DEVICE vector_t<accumulate_t<T>> load_pixels(const T* pixels, int filled,
+                                                           int64_t plane, bool second) {
+  using A = accumulate_t<T>;
+  const auto load_channel = [filled](const T* channel) {
+    return filled == kLanes<A> ? load_vector(channel) : load_partial(channel, filled);
+  };
+  const vector_t<A> low = load_channel(pixels);
+  if constexpr (kTerms<T> == 1) {
+    return low;
+  } else {
+    typedef uint32_t Bits __attribute__((vector_size(SKINFAST_VECTOR_BYTES)));
+    const vector_t<A> high = second ? load_channel(pixels + plane) : vector_t<A>{};
+    return reinterpret_cast<vector_t<A>>(reinterpret_cast<Bits>(low) >> 16 |
+                                         reinterpret_cast<Bits>(high));
+  }
+}
+
 // The rows [first, first + input_rows) of x, counted with the padding, for `count` images:
-// x [N, C, H, W] -> band [C, input_rows, padded_width, lanes]; missing images and padding are zero.
+// x [N, C, H, W] -> band [C / kTerms, input_rows, padded_width, lanes]; missing images and padding
+// are zero.
 template <typename T>
 void turn_images(const PooledConv2d& conv, const T* x, int count, int64_t first,
                  accumulate_t<T>* band) {
@@ -26,8 +75,8 @@ void turn_images(const PooledConv2d& conv, const T* x, int count, int64_t first,
   const int64_t rows = conv.input_rows(), width = conv.padded_width();
   const int64_t begin = larger(0, first - conv.pad_h);
   const int64_t end = smaller(conv.H, first - conv.pad_h + rows);
-  for (int64_t c = 0; c < conv.C; ++c) {
-    A* plane = band + c * rows * width * L;
+  for (int64_t c = 0; c < conv.C; c += kTerms<T>) {
+    A* plane = band + c / kTerms<T> * rows * width * L;
     memset(plane, 0, static_cast<size_t>(rows * width * L) * sizeof(A));
     const T* source = x + (c * conv.H + begin) * conv.W;
     A* target = plane + ((begin + conv.pad_h - first) * width + conv.pad_w) * L;
@@ -38,9 +87,8 @@ void turn_images(const PooledConv2d& conv, const T* x, int count, int64_t first,
       vector_t<A> block[L];
       const T* image = source + e;
       for (int i = 0; i < L; ++i, image += conv.C * conv.H * conv.W) {
-        block[i] = i >= count    ? vector_t<A>{}
-                   : filled == L ? load_vector(image)
-                                 : load_partial(image, filled);
+        block[i] =
+            i < count ? load_pixels(image, filled, conv.H * conv.W, c + 1 < conv.C) : vector_t<A>{};
       }
       transpose<A>(block);
       for (int j = 0; j < filled; ++j) {
@@ -56,7 +104,7 @@ void turn_images(const PooledConv2d& conv, const T* x, int count, int64_t first,
 }
 
 // A block of filters at V neighbouring pixels; `origin` is the first tap's pixel in the band.
-template <typename A, int V>
+template <typename T, int V, typename A = accumulate_t<T>>
 SKINFAST_HOST_DEVICE void convolve_pixels(const PooledConv2d& conv, const A* origin,
                                           const A* packed, const A* bias,
                                           vector_t<A> (&sum)[kFilters][V]) {
@@ -65,14 +113,14 @@ SKINFAST_HOST_DEVICE void convolve_pixels(const PooledConv2d& conv, const A* ori
   for (int k = 0; k < kFilters; ++k) {
     for (int v = 0; v < V; ++v) sum[k][v] = vector_t<A>{} + bias[k];
   }
-  for (int64_t c = 0; c < conv.C; ++c) {
+  for (int64_t c = 0; c < ceil_div(conv.C, kTerms<T>); ++c) {
     for (int64_t r = 0; r < conv.R; ++r) {
       const A* row = origin + (c * plane + r * width) * L;
       for (int64_t s = 0; s < conv.S; ++s) {
         vector_t<A> value[V];
         for (int v = 0; v < V; ++v) value[v] = load_vector(row + (s + v) * L);
         for (int k = 0; k < kFilters; ++k) {
-          for (int v = 0; v < V; ++v) sum[k][v] += packed[k] * value[v];
+          for (int v = 0; v < V; ++v) multiply_add<T>(sum[k][v], packed[k], value[v]);
         }
         packed += kFilters;
       }
@@ -136,7 +184,7 @@ SKINFAST_HOST_DEVICE void convolve_row(const PooledConv2d& conv, const A* row, c
   if (kPixels == 2 && width == 1) {
     for (; column + 2 <= columns; column += 2, row += 2 * L, maxima += 2 * L, argmax += 2 * L) {
       vector_t<A> sum[kFilters][2];
-      convolve_pixels<A, 2>(conv, row, packed, bias, sum);
+      convolve_pixels<T, 2>(conv, row, packed, bias, sum);
       pool_pixels<T, 0, 1>(sum, dh, maxima, argmax, stride);
       pool_pixels<T, 1, 1>(sum, dh, maxima + L, argmax + L, stride);
     }
@@ -145,12 +193,12 @@ SKINFAST_HOST_DEVICE void convolve_row(const PooledConv2d& conv, const A* row, c
     int64_t dw = 0;
     for (; kPixels == 2 && dw + 2 <= width; dw += 2, row += 2 * L) {
       vector_t<A> sum[kFilters][2];
-      convolve_pixels<A, 2>(conv, row, packed, bias, sum);
+      convolve_pixels<T, 2>(conv, row, packed, bias, sum);
       pool_pixels<T, 0, 2>(sum, dh * width + dw, maxima, argmax, stride);
     }
     for (; dw < width; ++dw, row += L) {
       vector_t<A> sum[kFilters][1];
-      convolve_pixels<A, 1>(conv, row, packed, bias, sum);
+      convolve_pixels<T, 1>(conv, row, packed, bias, sum);
       pool_pixels<T, 0, 1>(sum, dh * width + dw, maxima, argmax, stride);
     }
   }
@@ -200,7 +248,7 @@ void convolve_band(const PooledConv2d& conv, const T* x, const accumulate_t<T>* 
   const int64_t columns = conv.columns(), map = conv.rows() * columns;
   turn_images(conv, x, count, first_row * conv.window.height, band);
   for (int64_t first = 0; first < conv.K; first += kFilters) {
-    const A* block = packed + first * conv.C * conv.R * conv.S;
+    const A* block = packed + first * ceil_div(conv.C, kTerms<T>) * conv.R * conv.S;
     const int filters = static_cast<int>(smaller(kFilters, conv.K - first));
     A block_bias[kFilters] = {};
     for (int k = 0; bias && k < filters; ++k) block_bias[k] = bias[first + k];
@@ -248,11 +296,16 @@ void pack_weight(DType dtype, const PooledConv2d& conv, const void* weight, void
     using A = accumulate_t<T>;
     const T* source = static_cast<const T*>(weight);
     A* target = static_cast<A*>(packed);
-    const int64_t taps = conv.C * conv.R * conv.S;
+    const int64_t taps = conv.R * conv.S, lanes = ceil_div(conv.C, kTerms<T>);
     for (int64_t k = 0; k < ceil_div(conv.K, kFilters) * kFilters; ++k) {
-      for (int64_t t = 0; t < taps; ++t) {
-        target[(k / kFilters * taps + t) * kFilters + k % kFilters] =
-            k < conv.K ? A(load(source[k * taps + t])) : A(0);
+      for (int64_t c = 0; c < conv.C; c += kTerms<T>) {
+        const T* channel = source + (k * conv.C + c) * taps;
+        const int64_t lane = k / kFilters * lanes + c / kTerms<T>;
+        A* first = target + lane * taps * kFilters + k % kFilters;
+        for (int64_t t = 0; t < taps; ++t) {
+          first[t * kFilters] =
+              k < conv.K ? pack_channels(channel + t, taps, c + 1 < conv.C) : A(0);
+        }
       }
     }
   });

@@ -3,6 +3,8 @@
 // kernel files only; the namespace keeps one instruction set's code out of another's.
 #pragma once
 
+#include <type_traits>
+
 #include "core/scalar.h"
 
 #if defined(__AVX2__)
@@ -35,6 +37,15 @@ using vector_t = typename VectorOf<A>::type;
 
 template <typename A>
 constexpr int kLanes = SKINFAST_VECTOR_BYTES / static_cast<int>(sizeof(A));
+
+// Products that one instruction adds to a lane's sum: of bfloat16 two, where the CPU has that.
+#if defined(__AVX512BF16__)
+template <typename T>
+constexpr int64_t kTerms = std::is_same_v<T, BFloat16> ? 2 : 1;
+#else
+template <typename T>
+constexpr int64_t kTerms = 1;
+#endif
 
 SKINFAST_HOST_DEVICE vector_t<float> load_vector(const float* source) {
   vector_t<float> result;

@@ -25,6 +25,26 @@ def test_every_number_of_images_fills_its_vectors(images):
     )
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 7, 10, 16])
+def test_every_number_of_channels_in_bfloat16(channels):
+    """Channels may be multiplied in pairs, the last of them alone."""
+    generator = torch.Generator().manual_seed(channels)
+    shapes = [(17, channels, 9, 18), (10, channels, 5, 5), (10,)]
+    tensors = [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
+    ours = [t.clone().requires_grad_() for t in tensors]
+    exact = [t.double().requires_grad_() for t in tensors]
+    output = conv2d_relu(*ours, padding=2)
+    expected = reference(*exact, padding=2)
+    torch.testing.assert_close(output.double(), expected, rtol=2**-8, atol=2**-8)
+    g = torch.randn(expected.shape, generator=generator).bfloat16()
+    g = torch.where((output > 0) & (expected > 0), g, 0)  # rounding may close a ReLU
+    output.backward(g)
+    expected.backward(g.double())
+    for a, b in zip(ours, exact, strict=True):
+        scale = float(b.grad.abs().max())
+        torch.testing.assert_close(a.grad.double(), b.grad, rtol=2**-8, atol=2**-10 * scale)
+
+
 def test_result_does_not_depend_on_the_number_of_threads():
     sample = SampleInput("", tuple(cnn_layer(40)), {"padding": 2})
     before = torch.get_num_threads()
