@@ -207,7 +207,7 @@ def _peak_memory_on_cuda(build: Callable[[], Call], device: torch.device) -> int
 def _peak_memory_of_this_process(pickled_build: bytes, threads: int) -> int | None:
     import preload  # noqa: F401  (some Pythons' fork servers do not find it)
 
-    faulthandler.enable()  # a process that ends here leaves no other trace
+    faulthandler.enable()  # of a segmentation fault the pool would not tell where
     torch.set_num_threads(threads)
     build = pickle.loads(pickled_build)
     del pickled_build

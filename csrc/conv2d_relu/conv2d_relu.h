@@ -63,6 +63,7 @@ struct PooledConv2d : SmallConv2d {
   int64_t padded_width() const { return W + 2 * pad_w; }
   // The rows of x, padding included, that a band sees.
   int64_t input_rows() const { return band_rows() * window.height + R - 1; }
+  // At most: two channels of bfloat16 may share an accumulator, here and in the turned images.
   int64_t packed_weights() const { return ceil_div(K, kFilterBlock) * kFilterBlock * C * R * S; }
   // Scratch of a forward task, in accumulators: the turned images, maxima and their positions.
   int64_t forward_input() const { return C * input_rows() * padded_width() * kImageBlock; }

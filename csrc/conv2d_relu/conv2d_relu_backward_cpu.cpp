@@ -17,19 +17,29 @@ constexpr int kMaxVectors = 4;
 
 SKINFAST_HOST_DEVICE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// What gradients and images are kept in for the sums of the weights: as they were stored where two
+// products are added at once, else in accumulators.
+template <typename T>
+using factor_t = std::conditional_t<kTerms<T> == 2, T, accumulate_t<T>>;
+
+template <typename T>
+SKINFAST_HOST_DEVICE factor_t<T> factor(T value) {
+  if constexpr (kTerms<T> == 2) {
+    return value;
+  } else {
+    return load(value);
+  }
+}
+
 // The pixels of one image that have a gradient, filter by filter and row by row of the output:
 // pixel is the first tap's, in the padded map; those of filter k, row i are the numbers
 // [begin[k * (rows + 1) + i], begin[k * (rows + 1) + i + 1]).
 template <typename T>
 struct Pixels {
   int32_t* pixel;
-  T* gradient;
+  factor_t<T>* gradient;
   int32_t* begin;
 };
-
-// An image is kept as it was stored where pairs of its pixels are multiplied, else in accumulators.
-template <typename T>
-using image_t = std::conditional_t<kTerms<T> == 2, T, accumulate_t<T>>;
 
 // From the first pixel of a window to its pixel number a. Bytes that no forward pass writes lead to
 // 0.
@@ -51,7 +61,7 @@ int32_t find_pixels_of_row(const T* grad_output, const T* output, const uint8_t*
                            const WindowOffsets& offsets, const Pixels<T>& pixels, int32_t count) {
   for (int64_t j = 0; j < columns; ++j, origin += window_width) {
     pixels.pixel[count] = origin + (argmax ? offsets.of[argmax[j]] : 0);
-    pixels.gradient[count] = grad_output[j];
+    pixels.gradient[count] = factor(grad_output[j]);
     count += relu_passes(load(output[j]));
   }
   return count;
@@ -64,6 +74,18 @@ SKINFAST_HOST_DEVICE __m512 load_masked(const float* source, __mmask16 lanes) {
 SKINFAST_HOST_DEVICE __m512 load_masked(const BFloat16* source, __mmask16 lanes) {
   const __m512i wide = _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_maskz_loadu_epi16(lanes, source));
   return reinterpret_cast<__m512>(_mm512_maskz_slli_epi32(0xffff, wide, 16));
+}
+
+// The lanes that `lanes` names, side by side. What came from bfloat16 keeps its bits: a conversion
+// would take numbers below the normal ones for zero.
+SKINFAST_HOST_DEVICE void store_compressed(float* target, __mmask16 lanes, __m512 values) {
+  _mm512_storeu_ps(target, _mm512_maskz_compress_ps(lanes, values));
+}
+SKINFAST_HOST_DEVICE void store_compressed(BFloat16* target, __mmask16 lanes, __m512 values) {
+  const __m512i bits = reinterpret_cast<__m512i>(_mm512_maskz_compress_ps(lanes, values));
+  const __m512i upper = _mm512_maskz_srli_epi32(0xffff, bits, 16);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(target),
+                      _mm512_maskz_cvtepi32_epi16(0xffff, upper));
 }
 
 // The same sixteen at a time, for windows of sixteen pixels at most.
@@ -88,8 +110,7 @@ int32_t find_pixels_of_row_in_lanes(const T* grad_output, const T* output, const
     const __mmask16 passes = _mm512_mask_cmp_ps_mask(lanes, load_masked(output + j, lanes),
                                                      _mm512_setzero_ps(), _CMP_NLE_UQ);
     _mm512_storeu_si512(pixels.pixel + count, _mm512_maskz_compress_epi32(passes, pixel));
-    store_vector(pixels.gradient + count,
-                 _mm512_maskz_compress_ps(passes, load_masked(grad_output + j, lanes)));
+    store_compressed(pixels.gradient + count, passes, load_masked(grad_output + j, lanes));
     count += __builtin_popcount(passes);
   }
   return count;
@@ -160,18 +181,18 @@ struct Interleave {
 // An image with channels last and its padding: x [C, H, W] -> padded [padded_height, padded_width,
 // C].
 template <typename T>
-void pad_image(const PooledConv2d& conv, const T* x, image_t<T>* padded) {
+void pad_image(const PooledConv2d& conv, const T* x, factor_t<T>* padded) {
   using A = accumulate_t<T>;
-  using Image = image_t<T>;
   constexpr int L = kLanes<A>;
   const Interleave<A> interleave;
   const int64_t C = conv.C, plane = conv.H * conv.W;
-  memset(padded, 0, static_cast<size_t>(conv.padded_pixels() * C) * sizeof(Image));
+  memset(padded, 0, static_cast<size_t>(conv.padded_pixels() * C) * sizeof(*padded));
   for (int64_t h = 0; h < conv.H; ++h, x += conv.W) {
-    Image* row = padded + ((h + conv.pad_h) * conv.padded_width() + conv.pad_w) * C;
+    factor_t<T>* row = padded + ((h + conv.pad_h) * conv.padded_width() + conv.pad_w) * C;
     int64_t w = 0;
     if (C == 3) w = interleave.row(x, plane, conv.W, row);
-    // A vector writes zeros behind its own channels, where padding lies or pixels that come later.
+    // A vector writes zeros behind its own channels, where padding lies or pixels that come later,
+    // or behind the image the scratch's spare vector.
     for (; C > L / 2 && C <= L && w + L <= conv.W; w += L) {
       vector_t<A> block[L];
       for (int c = 0; c < L; ++c) {
@@ -181,14 +202,7 @@ void pad_image(const PooledConv2d& conv, const T* x, image_t<T>* padded) {
       for (int j = 0; j < L; ++j) store_vector(row + (w + j) * C, block[j]);
     }
     for (; w < conv.W; ++w) {
-      for (int64_t c = 0; c < C; ++c) {
-        const T value = x[c * plane + w];
-        if constexpr (std::is_same_v<T, Image>) {
-          row[w * C + c] = value;
-        } else {
-          row[w * C + c] = A(load(value));
-        }
-      }
+      for (int64_t c = 0; c < C; ++c) row[w * C + c] = factor(x[c * plane + w]);
     }
   }
 }
@@ -196,14 +210,16 @@ void pad_image(const PooledConv2d& conv, const T* x, image_t<T>* padded) {
 // sum[row][v] += the gradients of `count` pixels, kTerms at most, times the kRows x kVectors
 // vectors at each.
 template <typename T, int kRows, int kVectors, typename A = accumulate_t<T>>
-SKINFAST_HOST_DEVICE void add_patch(const image_t<T>* x, int64_t row_size, int64_t channels,
-                                    const int32_t* pixel, const T* gradient,
+SKINFAST_HOST_DEVICE void add_patch(const factor_t<T>* x, int64_t row_size, int64_t channels,
+                                    const int32_t* pixel, const factor_t<T>* gradient,
                                     [[maybe_unused]] int64_t count,
                                     vector_t<A> (&sum)[kRows][kVectors]) {
   constexpr int L = kLanes<A>;
-  const image_t<T>* patch = x + pixel[0] * channels;
+  const factor_t<T>* patch = x + pixel[0] * channels;
 #if defined(__AVX512BF16__)
   if constexpr (kTerms<T> == 2) {
+    // Put in turns as they lie; widened first, as the forward pass does it, they took twice as
+    // long.
     alignas(64) static constexpr uint16_t kInTurns[32] = {
         0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
         8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
@@ -217,6 +233,7 @@ SKINFAST_HOST_DEVICE void add_patch(const image_t<T>* x, int64_t row_size, int64
         const auto load_half = [at = r * row_size + v * L](const BFloat16* pixels) {
           return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(pixels + at));
         };
+        // Where there is no second pixel its half is zero, as its gradient is: 0 * infinity is NaN.
         const __m256i one = load_half(patch);
         const __m512i two = second ? _mm512_maskz_inserti64x4(0xff, _mm512_castsi256_si512(one),
                                                               load_half(second), 1)
@@ -239,8 +256,8 @@ SKINFAST_HOST_DEVICE void add_patch(const image_t<T>* x, int64_t row_size, int64
 
 // sums[row][v] += the gradients times the kRows x kVectors vectors at their pixels.
 template <typename T, int kRows, int kVectors, typename A = accumulate_t<T>>
-void add_patches(const image_t<T>* x, int64_t row_size, int64_t channels, const int32_t* pixel,
-                 const T* gradient, int64_t count, A* sums, int64_t sums_row) {
+void add_patches(const factor_t<T>* x, int64_t row_size, int64_t channels, const int32_t* pixel,
+                 const factor_t<T>* gradient, int64_t count, A* sums, int64_t sums_row) {
   constexpr int L = kLanes<A>;
   // Few sums would wait for each other.
   constexpr int kWays = kRows * kVectors <= 6 ? 2 : 1;
@@ -267,8 +284,8 @@ void add_patches(const image_t<T>* x, int64_t row_size, int64_t channels, const 
 }
 
 template <typename T>
-using AddPatches = void (*)(const image_t<T>*, int64_t, int64_t, const int32_t*, const T*, int64_t,
-                            accumulate_t<T>*, int64_t);
+using AddPatches = void (*)(const factor_t<T>*, int64_t, int64_t, const int32_t*,
+                            const factor_t<T>*, int64_t, accumulate_t<T>*, int64_t);
 
 template <typename T, int kRows>
 AddPatches<T> add_patches_of(int64_t vectors) {
@@ -285,8 +302,8 @@ AddPatches<T> add_patches_of(int64_t vectors) {
 
 // sums [R, patch_row] += the gradient of one filter's weights from one image.
 template <typename T, typename A = accumulate_t<T>>
-void add_weight_gradient(const PooledConv2d& conv, const image_t<T>* padded, const int32_t* pixel,
-                         const T* gradient, int64_t count, A* sums) {
+void add_weight_gradient(const PooledConv2d& conv, const factor_t<T>* padded, const int32_t* pixel,
+                         const factor_t<T>* gradient, int64_t count, A* sums) {
   constexpr int L = kLanes<A>;
   const int64_t row_size = conv.padded_width() * conv.C;
   const int64_t vectors = ceil_div(conv.S * conv.C, L);
@@ -398,11 +415,12 @@ void gradients_of_task(const PooledConv2d& conv, const SmallConv2dGradients& all
   const int64_t outputs = conv.K * conv.rows() * conv.columns();
   const int64_t inputs = conv.C * conv.H * conv.W;
   // Behind each lies a vector's worth: whole vectors are read and written.
-  auto* padded = reinterpret_cast<image_t<T>*>(scratch);
+  auto* padded = reinterpret_cast<factor_t<T>*>(scratch);
   A* grad = scratch + conv.padded_pixels() * conv.C + kImageBlock;
   A* gradient = grad + conv.padded_pixels() * kSmallChannels;
   auto* pixel = reinterpret_cast<int32_t*>(gradient + outputs + kImageBlock);
-  const Pixels<T> pixels{pixel, reinterpret_cast<T*>(gradient), pixel + outputs + kImageBlock};
+  const Pixels<T> pixels{pixel, reinterpret_cast<factor_t<T>*>(gradient),
+                         pixel + outputs + kImageBlock};
 
   A* weight_sums = static_cast<A*>(all.weight_sums) + task * conv.weight_sums();
   A* bias_sums = static_cast<A*>(all.bias_sums) + task * conv.K;

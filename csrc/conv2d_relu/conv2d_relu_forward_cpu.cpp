@@ -16,7 +16,8 @@ constexpr int kFilters = static_cast<int>(kFilterBlock);
 SKINFAST_HOST_DEVICE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 SKINFAST_HOST_DEVICE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// A lane holds kTerms channels of a pixel: one in an accumulator, or two as the bits of a float.
+// A lane holds kTerms channels of a pixel: one in an accumulator, or two as the bits of a float,
+// which are turned over as a float's are.
 
 // sum += weight * value, for each channel of each lane.
 template <typename T, typename A = accumulate_t<T>>
@@ -296,15 +297,15 @@ void pack_weight(DType dtype, const PooledConv2d& conv, const void* weight, void
     using A = accumulate_t<T>;
     const T* source = static_cast<const T*>(weight);
     A* target = static_cast<A*>(packed);
-    const int64_t taps = conv.R * conv.S, lanes = ceil_div(conv.C, kTerms<T>);
-    for (int64_t k = 0; k < ceil_div(conv.K, kFilters) * kFilters; ++k) {
+    const int64_t taps = conv.R * conv.S, groups = ceil_div(conv.C, kTerms<T>);
+    memset(packed, 0, static_cast<size_t>(conv.packed_weights()) * sizeof(A));
+    for (int64_t k = 0; k < conv.K; ++k) {
       for (int64_t c = 0; c < conv.C; c += kTerms<T>) {
         const T* channel = source + (k * conv.C + c) * taps;
-        const int64_t lane = k / kFilters * lanes + c / kTerms<T>;
-        A* first = target + lane * taps * kFilters + k % kFilters;
+        const int64_t group = k / kFilters * groups + c / kTerms<T>;
+        A* first = target + group * taps * kFilters + k % kFilters;
         for (int64_t t = 0; t < taps; ++t) {
-          first[t * kFilters] =
-              k < conv.K ? pack_channels(channel + t, taps, c + 1 < conv.C) : A(0);
+          first[t * kFilters] = pack_channels(channel + t, taps, c + 1 < conv.C);
         }
       }
     }

@@ -1,9 +1,7 @@
 // Vectors as wide as the instruction set that a CPU kernel is being compiled for, on the compiler's
-// vector extensions: `a * b + c` and `load_vector` are all that kernels need. Included inside CPU
-// kernel files only; the namespace keeps one instruction set's code out of another's.
+// vector extensions: `a * b + c` and `load_vector` are all that most kernels need. Included inside
+// CPU kernel files only; the namespace keeps one instruction set's code out of another's.
 #pragma once
-
-#include <type_traits>
 
 #include "core/scalar.h"
 
@@ -38,13 +36,12 @@ using vector_t = typename VectorOf<A>::type;
 template <typename A>
 constexpr int kLanes = SKINFAST_VECTOR_BYTES / static_cast<int>(sizeof(A));
 
-// Products that one instruction adds to a lane's sum: of bfloat16 two, where the CPU has that.
-#if defined(__AVX512BF16__)
-template <typename T>
-constexpr int64_t kTerms = std::is_same_v<T, BFloat16> ? 2 : 1;
-#else
+// How many products one instruction adds to each lane's sum.
 template <typename T>
 constexpr int64_t kTerms = 1;
+#if defined(__AVX512BF16__)
+template <>
+constexpr int64_t kTerms<BFloat16> = 2;
 #endif
 
 SKINFAST_HOST_DEVICE vector_t<float> load_vector(const float* source) {

@@ -26,23 +26,41 @@ def test_every_number_of_images_fills_its_vectors(images):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 7, 10, 16])
-def test_every_number_of_channels_in_bfloat16(channels):
-    """Channels may be multiplied in pairs, the last of them alone."""
+@pytest.mark.parametrize(("width", "padding"), [(16, 0), (18, 2)])
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float64, 1e-12), (torch.float32, 4e-5), (torch.bfloat16, 2**-8)]
+)
+def test_every_number_of_channels(channels, width, padding, dtype, error):
+    """Whole vectors hold more than the channels, and two of bfloat16 may be multiplied at once."""
     generator = torch.Generator().manual_seed(channels)
-    shapes = [(17, channels, 9, 18), (10, channels, 5, 5), (10,)]
-    tensors = [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
+    shapes = [(17, channels, 9, width), (10, channels, 5, 5), (10,)]
+    tensors = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
     ours = [t.clone().requires_grad_() for t in tensors]
     exact = [t.double().requires_grad_() for t in tensors]
-    output = conv2d_relu(*ours, padding=2)
-    expected = reference(*exact, padding=2)
-    torch.testing.assert_close(output.double(), expected, rtol=2**-8, atol=2**-8)
-    g = torch.randn(expected.shape, generator=generator).bfloat16()
+    output = conv2d_relu(*ours, padding=padding)
+    expected = reference(*exact, padding=padding)
+    torch.testing.assert_close(output.double(), expected, rtol=error, atol=error)
+    g = torch.randn(expected.shape, generator=generator).to(dtype)
     g = torch.where((output > 0) & (expected > 0), g, 0)  # rounding may close a ReLU
     output.backward(g)
     expected.backward(g.double())
     for a, b in zip(ours, exact, strict=True):
         scale = float(b.grad.abs().max())
-        torch.testing.assert_close(a.grad.double(), b.grad, rtol=2**-8, atol=2**-10 * scale)
+        torch.testing.assert_close(a.grad.double(), b.grad, rtol=error, atol=error / 4 * scale)
+
+
+@pytest.mark.parametrize("channel", range(3))
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_passes_nan_and_infinity_through_in_bfloat16(channel, value):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (
+        torch.randn(s, generator=generator).bfloat16() for s in [(2, 3, 7, 7), (4, 3, 3, 3)]
+    )
+    x[1, channel, 2, 4] = value
+    output = conv2d_relu(x, weight, None, padding=1)
+    expected = reference(x.float(), weight.float(), None, padding=1)  # PyTorch's bfloat16 adds NaNs
+    assert torch.equal(output.isnan(), expected.isnan())
+    assert torch.equal(output.isinf(), expected.isinf())
 
 
 def test_result_does_not_depend_on_the_number_of_threads():
