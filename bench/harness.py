@@ -14,7 +14,6 @@ Every speed that this project states was measured here, by these rules:
 
 from __future__ import annotations
 
-import faulthandler
 import gc
 import math
 import multiprocessing
@@ -207,7 +206,6 @@ def _peak_memory_on_cuda(build: Callable[[], Call], device: torch.device) -> int
 def _peak_memory_of_this_process(pickled_build: bytes, threads: int) -> int | None:
     import preload  # noqa: F401  (some Pythons' fork servers do not find it)
 
-    faulthandler.enable()  # of a segmentation fault the pool would not tell where
     torch.set_num_threads(threads)
     build = pickle.loads(pickled_build)
     del pickled_build

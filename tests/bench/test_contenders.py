@@ -2,11 +2,13 @@
 
 import itertools
 from functools import partial
+from types import SimpleNamespace
 
+import bench_models
 import bench_ops
 import pytest
 import torch
-from harness import ResultsDifferError
+from harness import ResultsDifferError, Row, Timing
 from trainers import PyTorch, Skinfast, Update, assert_same_training, assert_same_updates
 
 from skinfast.training import TrainConfig, prepare
@@ -53,6 +55,27 @@ def test_an_op_that_differs_is_named_and_the_others_are_timed(monkeypatch):
 @pytest.fixture
 def problem(small_data):
     return prepare(TrainConfig(data=str(small_data), image_size=32, batch_size=16, device="cpu"))
+
+
+def test_an_epoch_is_compared_with_a_mode_without_a_compiler_too(monkeypatch):
+    """Only of such a mode is the memory measured."""
+    seconds = {("contiguous", True): 1.0, ("channels_last", False): 2.0}  # the others take longer
+    epochs = []
+
+    def compare_step(problem, bench, fused, modes):
+        names = {bench_models.pytorch_name(*m, fused): seconds.get(m, 3.0) for m in modes}
+        return Row("", min(names, key=names.get), Timing([1e-3]), Timing([1e-3]), names, None, None)
+
+    monkeypatch.setattr(bench_models, "compare_step", compare_step)
+    monkeypatch.setattr(bench_models, "compare_epoch", lambda *args: epochs.append(set(args[-1])))
+    monkeypatch.setattr(bench_models.ModelsBench, "_add", lambda *_: None)
+    few = {"model": ["cnn"], "precision": ["float32"], "batch_size": 64}
+    whole = {"quick": False, "eager": False, "steps": False, "compile_mode": None}
+    options = SimpleNamespace(data="synthetic", device="cpu", **few, **whole)
+    models = bench_models.ModelsBench(options, None, SimpleNamespace(header=lambda *_: None))
+    models.fused["cnn", "float32"] = True
+    models.steps()
+    assert epochs == [set(seconds)] * 2
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
