@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-TITLES = {"resnet50": "ResNet-50", "cnn": "CNN", "logistic-regression": "logistic regression"}
+from skinfast.experiments.tables import MODEL_TITLES
 
 
 def table(result: dict[str, Any]) -> str:
@@ -30,30 +30,33 @@ def time_table(result: dict[str, Any]) -> str:
         low, high = row["ratio_range"]
         memory = row["ours_memory"] / row["pytorch_memory"] if row["pytorch_memory"] else None
         lines.append(
-            f"| {TITLES[row['model']]} | {row['images']} | {row['batch']}, {row['threads']} | "
-            f"{row['precision']} | {row['timed']} | {row['ratio']:.2f} ({low:.2f}-{high:.2f}) | "
+            f"| {MODEL_TITLES[row['model']]} | {row['images']} | {row['batch']}, "
+            f"{row['threads']} | {row['precision']} | {row['timed']} | "
+            f"{row['ratio']:.2f} ({low:.2f}-{high:.2f}) | "
             f"{'' if memory is None else f'{memory:.2f}'} |"
         )
     return "\n".join(lines)
 
 
 def accuracy_table(result: dict[str, Any]) -> str:
-    """Of bench_accuracy.py: the mean over seeds, and the lowest and the highest."""
+    """Of bench_accuracy.py: means over seeds, ranges, and the mean difference of equal seeds."""
     settings: dict[tuple[str, int, int, str], dict[str, list[float]]] = {}
     for row in result["rows"]:
         setting = row["model"], row["image_size"], row["epochs"], row["precision"]
         settings.setdefault(setting, {})[row["backend"]] = row["accuracy"]
     lines = [
-        "| model | images | epochs | precision | skinfast (range) | PyTorch (range) |",
-        "|---|---|---|---|---|---|",
+        "| model | images | epochs | precision | skinfast (range) | PyTorch (range) "
+        "| difference (standard error) |",
+        "|---|---|---|---|---|---|---|",
     ]
     for (model, size, epochs, precision), accuracies in settings.items():
-        means = [
-            f"{statistics.mean(a):.4f} ({min(a):.4f}-{max(a):.4f})"
-            for a in (accuracies["skinfast"], accuracies["torch"])
-        ]
+        ours, theirs = accuracies["skinfast"], accuracies["torch"]
+        means = [f"{statistics.mean(a):.4f} ({min(a):.4f}-{max(a):.4f})" for a in (ours, theirs)]
+        pairs = [a - b for a, b in zip(ours, theirs, strict=True)]
+        error = statistics.stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else float("nan")
         lines.append(
-            f"| {TITLES[model]} | {size}x{size} | {epochs} | {precision} | {' | '.join(means)} |"
+            f"| {MODEL_TITLES[model]} | {size}x{size} | {epochs} | {precision} | "
+            f"{' | '.join(means)} | {statistics.mean(pairs):+.4f} ({error:.4f}) |"
         )
     return "\n".join(lines)
 
